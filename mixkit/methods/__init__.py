@@ -1,0 +1,1 @@
+"""Losses in, weights out: one small thing per method."""

@@ -1,0 +1,1 @@
+"""YAML to a Composer run: configuration, model, data, evaluators, run folder."""
