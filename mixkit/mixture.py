@@ -20,8 +20,8 @@ from mixkit.errors import UserError
 
 FORMAT_VERSION = 1
 _HEADER = """\
-# A data mixture, made by mixkit. `streams` goes unchanged into streaming.Stream(**entry), one entry per domain, and into
-# llm-foundry's train_loader.dataset.streams.
+# A data mixture, made by mixkit. Each entry of `streams` goes unchanged into streaming.Stream(**entry), and the whole
+# block into llm-foundry's train_loader.dataset.streams.
 """
 
 

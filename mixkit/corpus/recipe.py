@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,6 +57,14 @@ class Recipe(Schema):
         """The globs of one split (for `format: hf` the one name of the hub's split)."""
         value = self.files[split]
         return [value] if isinstance(value, str) else list(value)
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _leave_out(cls, files: Any) -> Any:
+        """`files.val=null` on the command line takes a split out that the recipe has."""
+        if not isinstance(files, dict):
+            return files
+        return {split: value for split, value in files.items() if value is not None}
 
     @field_validator("files")
     @classmethod

@@ -20,12 +20,13 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
         labels: (B, T) int64, not shifted; -100 is not counted.
 
     Returns:
-        losses: (B, T) float32, 0 where the mask is False.
+        losses: (B, T) float32 (float64 for float64 logits), 0 where the mask is False.
         mask: (B, T) bool, the tokens that the loss counts.
     """
     batch, length, vocab = logits.shape
+    wide = logits if logits.dtype == torch.float64 else logits.float()
     shifted = F.cross_entropy(
-        logits[:, :-1].reshape(-1, vocab).float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED, reduction="none"
+        wide[:, :-1].reshape(-1, vocab), labels[:, 1:].reshape(-1), ignore_index=IGNORED, reduction="none"
     ).view(batch, length - 1)
     return F.pad(shifted, (1, 0)), loss_mask(labels)
 

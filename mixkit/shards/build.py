@@ -8,6 +8,7 @@ recipe give the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -86,9 +87,10 @@ def _build(recipe: Recipe, sources: Sequence[Source], fields: Fields, out: Path,
         with Meter(console, "shards", sum(source.size for source in sources)) as meter:
             run = _Run(recipe, encoder, partial, meter)
             with open(partial / REJECTED, "w", encoding="utf-8") as log:
-                for source in sources:
-                    run.take(source, fields, log.write)
-            run.finish()
+                for _, of_split in itertools.groupby(sources, key=lambda source: source.split):
+                    for source in of_split:
+                        run.take(source, fields, log.write)
+                    run.finish()
         run.check_rejected()
         _check_domains(run, recipe, console)
     except UserError:
@@ -120,6 +122,7 @@ class _Lane:
     def finish(self) -> None:
         if self._writer is not None:
             self._writer.finish()
+            self._writer = None
 
 
 class _Run:
@@ -152,6 +155,7 @@ class _Run:
         self._pack(batch, source.split)
 
     def finish(self) -> None:
+        """Write what the lanes hold back, and free their memory; called when the inputs of a split are read."""
         for lane in self.lanes.values():
             lane.finish()
 

@@ -84,7 +84,7 @@ def _train_first(split: str) -> tuple[bool, str]:
 
 def _table(manifest: Manifest, split: str) -> Table:
     title = f"{split} (sequences of {manifest.seq_len} tokens)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("domain", overflow="fold", vertical="bottom")
     # Broken headings keep the table within 80 columns.
     for heading in ("docu-\nments", "text", "tokens", "se-\nquences", "share", "bytes/\ntoken", "set\naside"):

@@ -32,7 +32,7 @@ class WeightRing:
     """
 
     def __init__(self, num_domains: int, lag: int) -> None:
-        # Columns: batch number, check sum, the k weights. torch's shared tensors reach forked and spawned workers alike.
+        # Columns: batch number, check sum, k weights. torch's shared tensors reach forked and spawned workers alike.
         self._rows = torch.full((lag + _ROWS_BEHIND, num_domains + 2), -1, dtype=torch.int64).share_memory_()
         self._closed = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._writer = os.getpid()

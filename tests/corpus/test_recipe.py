@@ -40,6 +40,10 @@ def test_every_key_can_be_overridden_by_a_word(recipe_file):
     assert recipe.trained_vocabulary is None
 
 
+def test_null_takes_a_split_out(recipe_file):
+    assert set(load_recipe(recipe_file, ["files.val=x", "files.test=null"]).files) == {"train", "val"}
+
+
 def test_tokens_take_the_place_of_text(recipe_file):
     assert load_recipe(recipe_file, ["tokens=input_ids", "tokenizer=t.json"]).field == "input_ids"
 

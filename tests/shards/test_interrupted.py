@@ -46,6 +46,15 @@ def test_a_killed_process_leaves_nothing_half_made_and_the_rerun_is_the_same(
     assert len(tree(out)) == 24 * 2 + 3
 
 
+def test_what_an_earlier_run_left_half_made_does_not_get_in(finished, corpus, build, tools, tree, tmp_path):
+    out = tmp_path / "out"
+    for name in ("Books/train/shard.00000.mds.zstd", "Other/train/index.json", "rejected.jsonl", "tokenizer.json"):
+        (out / ".partial" / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / ".partial" / name).write_text("half")
+    build(tools.make_recipe(corpus, out))
+    assert tree(out) == tree(finished[0])
+
+
 @pytest.mark.parametrize("renamed", range(6))
 def test_renames_that_a_kill_interrupted_are_finished(finished, corpus, build, tools, tree, tmp_path, renamed):
     """As if the process had died after `renamed` of the five entries were in place."""
