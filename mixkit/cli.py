@@ -66,7 +66,9 @@ def freeze(
     mixture.save(out)
     console = Console(highlight=False)
     console.print(mixture_table(mixture))
-    console.print(f"wrote {out}\nnext: composer train yamls/main.yaml train_loader.dataset.mixture={out}")
+    console.print(
+        f"wrote {out}\nnext: composer train yamls/main.yaml train_loader.dataset.mixture={out}", soft_wrap=True
+    )
 
 
 @app.command()

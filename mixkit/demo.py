@@ -67,13 +67,15 @@ def run_demo() -> None:
             f"main runs of {ours['tokens'] / 1e6:.1f}M tokens, held-out text (* marks the lower)",
         )
     )
-    console.print("One seed and a few minutes of training: this shows the way, it does not judge the method.")
+    console.print(
+        "One seed and a few minutes of training: this shows the way, it does not judge the method.", soft_wrap=True
+    )
     console.print(f"mixture: {MIXTURE}\nweights over time: {PICTURE}")
     console.print(f"took {time.monotonic() - start:.0f} s")
 
 
 def _run(step: str, console: Console, start: float) -> None:
-    console.print(f"\n[bold]$ {step}[/bold]   [dim]({time.monotonic() - start:.0f} s so far)[/dim]")
+    console.print(f"\n[bold]$ {step}[/bold]   [dim]({time.monotonic() - start:.0f} s so far)[/dim]", soft_wrap=True)
     program, *words = shlex.split(step)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run([str(Path(sys.executable).parent / program), *words], env=environment, check=False)

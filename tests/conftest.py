@@ -1,4 +1,4 @@
-"""What all tests share: a tiny corpus of three unequal domains, its shards, and the published figures where they are."""
+"""What all tests share: a tiny corpus of three unequal domains, its shards, and published figures where they are."""
 
 from __future__ import annotations
 

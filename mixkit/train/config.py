@@ -5,14 +5,33 @@ Only shapes and kinds are checked here; whether files, domains and numbers fit e
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mixkit.config import Schema
 from mixkit.train.sizes import SIZES, Size
 
 DURATION = r"^\d+(ba|sp|tok)$"
+
+CALLBACKS = {
+    "early_stopper": "EarlyStopper",
+    "lr_monitor": "LRMonitor",
+    "memory_monitor": "MemoryMonitor",
+    "optimizer_monitor": "OptimizerMonitor",
+    "runtime_estimator": "RuntimeEstimator",
+    "speed_monitor": "SpeedMonitor",
+}
+"""Composer's callbacks by the names that YAML gives them."""
+
+LOGGERS = {
+    "file_logger": "FileLogger",
+    "mlflow": "MLFlowLogger",
+    "tensorboard": "TensorboardLogger",
+    "wandb": "WandBLogger",
+}
+"""Composer's loggers by the names that YAML gives them."""
 
 
 class ModelConfig(Schema):
@@ -147,11 +166,18 @@ class RunConfig(Schema):
     parallelism_config: dict[str, Any] | None = None
     dist_timeout: float = Field(600, gt=0)
 
+    @field_validator("callbacks", "loggers")
+    @classmethod
+    def _known_names(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        known = CALLBACKS if info.field_name == "callbacks" else LOGGERS
+        for name in value:
+            if name not in known:
+                raise ValueError(f"there is no {name!r}; there are {', '.join(known)}")
+        return value
+
     @field_validator("max_duration")
     @classmethod
     def _no_epochs(cls, value: str) -> str:
-        import re
-
         if not re.match(DURATION, value):
             raise ValueError(
                 "a mixture has no epochs: write batches (4800ba), sequences (10000sp) or tokens (1000000tok)"

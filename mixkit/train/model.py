@@ -134,7 +134,7 @@ def build_model(
 def load_model(folder: Path, cpu_bf16: bool) -> MixtureLM:
     """The model of a finished run, from the Hugging Face folder that it left (safetensors: nothing is unpickled)."""
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=_attention(), use_safetensors=True)
-    return MixtureLM(model, None, cpu_bf16)
+    return MixtureLM(model, PreTrainedTokenizerFast.from_pretrained(folder), cpu_bf16)
 
 
 def cpu_has_bf16() -> bool:

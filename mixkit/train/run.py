@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,26 +25,11 @@ from mixkit.stream.heldout import HeldOut
 from mixkit.stream.loader import heldout_loader, mixture_loader
 from mixkit.train.callbacks import EVAL_LABEL, DomainAverages, PlainLines, heldout_losses
 from mixkit.train.check import RunPlan
-from mixkit.train.config import RunConfig
+from mixkit.train.config import CALLBACKS, LOGGERS, RunConfig
 from mixkit.train.model import MixtureLM, build_model, load_model
 from mixkit.train.runfolder import FINISHED, MODEL, file_sha256, write_atomically
 from mixkit.train.runlog import RunLog
 from mixkit.train.schedule import build_scheduler
-
-CALLBACKS = {
-    "early_stopper": callbacks.EarlyStopper,
-    "lr_monitor": callbacks.LRMonitor,
-    "memory_monitor": callbacks.MemoryMonitor,
-    "optimizer_monitor": callbacks.OptimizerMonitor,
-    "runtime_estimator": callbacks.RuntimeEstimator,
-    "speed_monitor": callbacks.SpeedMonitor,
-}
-LOGGERS = {
-    "file_logger": loggers.FileLogger,
-    "mlflow": loggers.MLFlowLogger,
-    "tensorboard": loggers.TensorboardLogger,
-    "wandb": loggers.WandBLogger,
-}
 
 
 def run(config: RunConfig, plan: RunPlan) -> dict[str, float]:
@@ -154,20 +140,18 @@ def _algorithms(config: RunConfig, plan: RunPlan, cpu_bf16: bool) -> list[Algori
 
 
 def _callbacks(config: RunConfig) -> list[Callback]:
-    return _by_name("callbacks", CALLBACKS, config.callbacks)
+    return _by_name("callbacks", callbacks, CALLBACKS, config.callbacks)
 
 
 def _loggers(config: RunConfig) -> list[LoggerDestination]:
-    return _by_name("loggers", LOGGERS, config.loggers)
+    return _by_name("loggers", loggers, LOGGERS, config.loggers)
 
 
-def _by_name(key: str, known: dict[str, type], wanted: dict[str, dict[str, Any]]) -> list[Any]:
+def _by_name(key: str, module: ModuleType, classes: dict[str, str], wanted: dict[str, dict[str, Any]]) -> list[Any]:
     built = []
     for name, settings in wanted.items():
-        if name not in known:
-            raise UserError(f"{key}.{name}: unknown; there are {', '.join(known)}")
         try:
-            built.append(known[name](**settings))
+            built.append(getattr(module, classes[name])(**settings))
         except (TypeError, ValueError, ImportError) as error:
             raise UserError(f"{key}.{name}: {error}") from None
     return built

@@ -59,7 +59,7 @@ def score(run: Path, shards: Path | None, split: str, batch_size: int, console: 
         if about["token_shards"].get(name, {}).get(split) != wanted[name]
     }
     if not missing:
-        console.print(f"{out}: the losses of all {len(domains)} domains are there; nothing to do")
+        console.print(f"{out}: the losses of all {len(domains)} domains are there; nothing to do", soft_wrap=True)
         return out
     config = read_config(run)
     model = load_model(run / MODEL, cpu_bf16=config.precision == "amp_bf16").eval()
@@ -78,7 +78,8 @@ def score(run: Path, shards: Path | None, split: str, batch_size: int, console: 
             if not console.is_terminal:
                 console.print(f"scored {name}: {len(reader)} sequences")
     console.print(
-        f"wrote {out}\nnext: composer train yamls/proxy.yaml shards={shards} algorithms.doremi.reference={run}"
+        f"wrote {out}\nnext: composer train yamls/proxy.yaml shards={shards} algorithms.doremi.reference={run}",
+        soft_wrap=True,
     )
     return out
 
