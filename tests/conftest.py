@@ -65,15 +65,18 @@ def golden() -> Path:
     return GOLDEN
 
 
-def command(*words: str | Path, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a program of the project's environment as a user would."""
-    program = Path(sys.executable).parent / str(words[0])
+    return _run(Path(sys.executable).parent / str(words[0]), *words[1:])
+
+
+def train(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """What Composer's launcher starts, without the launcher: for tests where that is not the point."""
+    return _run(sys.executable, "train", *words)
+
+
+def _run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(
-        [str(program), *map(str, words[1:])],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        [str(word) for word in words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from mixkit.mixture import Mixture
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, command, train
 from tests.train.conftest import proxy_words, run_words
-
-
-def train(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """What the launcher starts, without the launcher: the check needs no torch and answers at once."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    return subprocess.run(
-        [sys.executable, "train", *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
 
 
 def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:

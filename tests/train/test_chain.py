@@ -17,7 +17,7 @@ import yaml
 from mixkit import Mixture
 from mixkit.shards.manifest import load_manifest
 from mixkit.train.runfolder import read_finished, read_weights
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, command, train
 from tests.train.conftest import STEPS, proxy_words, run_words
 
 
@@ -128,7 +128,7 @@ def test_a_longer_run_goes_on_where_the_shorter_stopped(chain, tmp_path):
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace(str(chain.runs / "reference"), str(tmp_path / "run")))
     words = [word for word in run_words(chain.shards, tmp_path / "run") if not word.startswith("max_duration")]
-    done = command("composer", "train", "yamls/reference.yaml", *words, f"max_duration={STEPS + 10}ba")
+    done = train("yamls/reference.yaml", *words, f"max_duration={STEPS + 10}ba")
     assert done.returncode == 0, done.stderr
     assert read_finished(tmp_path / "run")["batches"] == STEPS + 10
     batches = [row["batch"] for row in metrics(tmp_path / "run") if "loss/train/total" in row]
@@ -149,7 +149,7 @@ def test_two_ranks_give_the_weights_of_one(chain):
 
 def test_a_live_reference_gives_the_weights_of_its_scores(chain):
     words = proxy_words(chain.shards, chain.runs, "live", "algorithms.doremi.reference_losses=live")
-    done = command("composer", "train", "yamls/proxy.yaml", *words)
+    done = train("yamls/proxy.yaml", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     scored, live = (read_weights(chain.runs / name)[1]["weight"] for name in ("proxy", "live"))
     assert live == pytest.approx(scored, abs=1e-3)  # the scores are float16
@@ -168,7 +168,7 @@ def test_killed_and_started_again_it_ends_the_same(chain):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (chain.runs / "killed" / "finished.json").exists()
-    again = command("composer", "train", "yamls/proxy.yaml", *words)
+    again = train("yamls/proxy.yaml", *words)
     assert again.returncode == 0, again.stderr
     assert weights.read_bytes() == (chain.runs / "proxy" / "weights.jsonl").read_bytes()
     ours, expected = read_finished(chain.runs / "killed"), read_finished(chain.runs / "proxy")
