@@ -84,5 +84,5 @@ def _say_what_was_made(config: RunConfig, losses: dict[str, float]) -> None:
     print(f"wrote {folder / FINISHED}, {folder / 'model'} and {folder / 'metrics.jsonl'}")
     if config.algorithms.doremi:
         print(f"next: mixkit freeze {folder} --out {folder / 'mixture.yaml'}")
-    elif config.train_loader.dataset.mixture == "proportional":
+    else:
         print(f"next, if this is a reference: mixkit score {folder}")
