@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +53,7 @@ def score(
 def freeze(
     run: Annotated[Path, typer.Argument(help="Run folder of a finished DoReMi run.")],
     out: Annotated[Path, typer.Option(help="The mixture file to write.")],
-    relative: Annotated[bool, typer.Option(help="Keep the shards' folder as the run spelled it.")] = False,
+    relative: Annotated[bool, typer.Option(help="Write paths relative to the current folder.")] = False,
     remote: Annotated[str | None, typer.Option(help="URL of a copy of the shards.")] = None,
     cache: Annotated[str | None, typer.Option(help="With --remote: the folder to cache shards in.")] = None,
 ) -> None:
@@ -98,6 +99,8 @@ def main() -> None:
     except (UserError, WorldError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO):
+            raise
+        print(f"error: {error.filename}: {error.strerror}; mend that and give the same command again", file=sys.stderr)
+        sys.exit(WorldError.exit_status)

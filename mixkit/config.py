@@ -40,6 +40,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str], schema: 
 
 def read_yaml(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file with its includes, apply dot-list `overrides` and resolve `${…}` references."""
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -50,7 +51,7 @@ def read_yaml(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> di
     try:
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
 
 

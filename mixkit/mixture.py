@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +43,11 @@ class Mixture:
         return {name: {**self.entries[name], "proportion": weight} for name, weight in self.weights.items()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all.
+
+        Raises:
+            UserError: `path` is a folder.
+        """
         path = Path(path)
         content = {
             "mixture_version": FORMAT_VERSION,
@@ -52,12 +55,13 @@ class Mixture:
             "provenance": self.provenance,
             "streams": self.streams(),
         }
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give a file's name")
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
         text = _HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as out:
-            out.write(text)
-        os.chmod(out.name, 0o644)
-        os.replace(out.name, path)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mixture:
@@ -73,20 +77,26 @@ class Mixture:
         streams = content.get("streams")
         if not isinstance(streams, dict) or not all(isinstance(entry, dict) for entry in streams.values()):
             raise UserError(f"{path}: streams: a table of domain to stream entry is wanted")
-        weights = check_weights(content.get("weights"), streams, f"{path}: weights")
+        weights = check_weights(content.get("weights"), streams, f"{path}: weights", "streams")
+        shares = {name: entry.get("proportion") for name, entry in streams.items()}
+        shares = check_weights(shares, streams, f"{path}: streams", "streams")
+        differing = [name for name in weights if not math.isclose(weights[name], shares[name], abs_tol=1e-9)]
+        if differing:
+            raise UserError(f"{path}: streams.{differing[0]}.proportion is not what weights.{differing[0]} says")
         entries = {
             name: {key: value for key, value in entry.items() if key != "proportion"} for name, entry in streams.items()
         }
         return cls(weights, {name: entries[name] for name in weights}, content.get("provenance") or {})
 
 
-def check_weights(weights: Any, domains: Iterable[str], where: str) -> dict[str, float]:
+def check_weights(weights: Any, domains: Iterable[str], where: str, holder: str = "the shards") -> dict[str, float]:
     """Weights for exactly `domains`, in their order, normalised to sum 1.
 
     Args:
         weights: domain to number; what a user or a file gave.
         domains: the domains that there are.
         where: file and key, to open a complaint with.
+        holder: what has those domains.
 
     Raises:
         UserError: a missing or unknown domain, a weight that is negative or not a number, all zero.
@@ -97,7 +107,7 @@ def check_weights(weights: Any, domains: Iterable[str], where: str) -> dict[str,
     unknown = [str(name) for name in weights if name not in domains]
     missing = [name for name in domains if name not in weights]
     if unknown:
-        raise UserError(f"{where}: no such domain in the shards: {', '.join(unknown)} (there are {', '.join(domains)})")
+        raise UserError(f"{where}: no such domain in {holder}: {', '.join(unknown)} (there are {', '.join(domains)})")
     if missing:
         raise UserError(f"{where}: no weight for {', '.join(missing)}; write 0 to leave a domain out")
     for name, weight in weights.items():

@@ -59,7 +59,7 @@ def test_weights_that_cannot_be_are_refused_by_name(weights, message):
         ("- 1\n", "is not a mixture file"),
         ("mixture_version: 7\n", "mixture_version: 7"),
         ("mixture_version: 1\nweights: {a: 1}\n", "streams: a table"),
-        ("mixture_version: 1\nweights: {a: 1}\nstreams: {b: {local: x}}\n", "weights: no such domain in the shards: a"),
+        ("mixture_version: 1\nweights: {a: 1}\nstreams: {b: {local: x}}\n", "weights: no such domain in streams: a"),
         ("a: [", "is not readable as YAML"),
         ("!!python/object/apply:os.system [true]", "is not readable as YAML"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
 def proportional(counts: Mapping[str, float]) -> dict[str, float]:
@@ -11,6 +11,6 @@ def proportional(counts: Mapping[str, float]) -> dict[str, float]:
     return {domain: count / total for domain, count in counts.items()}
 
 
-def uniform(domains: Mapping[str, float]) -> dict[str, float]:
+def uniform(domains: Collection[str]) -> dict[str, float]:
     """The same weight for every domain."""
     return {domain: 1 / len(domains) for domain in domains}

@@ -169,7 +169,7 @@ class MixtureDataset(IterableDataset):
         return self._ring.read(batch) if self._published else self._own_weights
 
     def close(self) -> None:
-        """Free workers that wait for weights; the stream can be iterated again afterwards."""
+        """Free workers that wait for weights. Iterated again, the stream goes on after the last `state_dict`."""
         self._ring.close()
 
     # ---- batches ----

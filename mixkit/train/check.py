@@ -1,6 +1,6 @@
 """Before anything is trained: do the files, domains, weights and numbers of a run fit each other?
 
-Every complaint comes from here, so that it comes before torch is loaded, from one rank, and before anything is written.
+Complaints come from here, so that they come before torch is loaded, from one rank, and before anything is written.
 """
 
 from __future__ import annotations
@@ -26,20 +26,33 @@ class RunPlan:
     Attributes:
         vocab_size, seq_len: of the shards.
         tokenizer_sha256, eos_token: of the shards' tokenizer.json.
+        index_sha256: domain to the hash of its training shards' index.
         train: domain to the keyword arguments of its `streaming.Stream`, with proportion.
         val: the same for held-out shards (domains that have some), without proportion.
         scores: the same for reference losses; None where a run needs none.
         reference: run folder of a live reference model, or None.
+        reference_sha256: hash of the reference model's weights, or None.
     """
 
     vocab_size: int
     seq_len: int
     tokenizer_sha256: str
+    index_sha256: dict[str, str]
     eos_token: str
     train: dict[str, dict[str, Any]]
     val: dict[str, dict[str, Any]]
     scores: dict[str, dict[str, Any]] | None
     reference: str | None
+    reference_sha256: str | None
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What stands behind the configuration's paths: a run that goes on must find the same."""
+        return {
+            "train_loader.dataset": {name: entry["proportion"] for name, entry in self.train.items()},
+            "shards": {"tokenizer_sha256": self.tokenizer_sha256, "index_sha256": self.index_sha256},
+            "algorithms.doremi.reference": self.reference_sha256,
+        }
 
 
 def check_run(config: RunConfig, source: str, world_size: int = 1) -> RunPlan:
@@ -53,6 +66,12 @@ def check_run(config: RunConfig, source: str, world_size: int = 1) -> RunPlan:
     Raises:
         UserError: whatever does not fit.
     """
+    doremi = config.algorithms.doremi
+    if doremi is not None:
+        folder = Path(doremi.reference)
+        finished = finished_reference(
+            folder, f"{source}: algorithms.doremi.reference", _reference_command(config, source, folder)
+        )
     manifest = load_manifest(config.shards)
     check_tokenizer(Path(config.shards), manifest)
     if config.global_train_batch_size % world_size:
@@ -75,25 +94,47 @@ def check_run(config: RunConfig, source: str, world_size: int = 1) -> RunPlan:
     if config.precision == "amp_fp16" and config.algorithms.doremi:
         raise UserError(f"{source}: precision: amp_fp16 rescales the loss; DoReMi runs in amp_bf16 or fp32")
     train = _train_entries(config, manifest, source)
-    reference, scores = None, None
-    doremi = config.algorithms.doremi
+    index_sha256 = {name: _index_sha256(entry) for name, entry in train.items()}
+    reference, reference_sha256, scores = None, None, None
     if doremi is not None:
-        folder = Path(doremi.reference)
-        finished = finished_reference(folder, f"{source}: algorithms.doremi.reference")
+        reference_sha256 = finished["model_sha256"]
         check_same_text(folder, finished, manifest, config.shards)
         if doremi.reference_losses == "live":
             reference = doremi.reference
         else:
             scores = scorefolder.entries(Path(config.shards), manifest, finished, folder, train)
+    val = _val_entries(config, manifest, source)
+    for entry in (*val.values(), *(scores or {}).values()):
+        _index_sha256(entry)
     return RunPlan(
         vocab_size=manifest.tokenizer.vocab_size,
         seq_len=manifest.seq_len,
         tokenizer_sha256=manifest.tokenizer.sha256,
+        index_sha256=index_sha256,
         eos_token=manifest.tokenizer.eos_token,
         train=train,
-        val=_val_entries(config, manifest, source),
+        val=val,
         scores=scores,
         reference=reference,
+        reference_sha256=reference_sha256,
+    )
+
+
+def _reference_command(config: RunConfig, source: str, folder: Path) -> str:
+    beside = Path(source).with_name("reference.yaml")
+    file = beside if beside.is_file() else "yamls/reference.yaml"
+    return f"composer train {file} shards={config.shards} run_folder={folder}"
+
+
+def _index_sha256(entry: dict[str, Any]) -> str:
+    """The hash of a stream's index, "remote" where it is not here yet."""
+    path = Path(entry["local"]) / entry["split"] / "index.json"
+    if path.is_file():
+        return file_sha256(path)
+    if entry.get("remote"):
+        return "remote"
+    raise UserError(
+        f"{path}: no such file; the shards are not whole, write them again (mixkit shards … overwrite=true)"
     )
 
 
@@ -118,7 +159,8 @@ def check_same_text(run: Path, finished: dict[str, Any], manifest: Manifest, sha
 def _train_entries(config: RunConfig, manifest: Manifest, source: str) -> dict[str, dict[str, Any]]:
     dataset = config.train_loader.dataset
     if dataset.streams is not None:
-        return _given_streams(dataset.streams, manifest, f"{source}: train_loader.dataset.streams")
+        where = f"{source}: train_loader.dataset.streams"
+        return _given_streams(dataset.streams, dataset.split, manifest, where)
     with_split = [name for name, domain in manifest.domains.items() if dataset.split in domain.splits]
     if not with_split:
         raise UserError(f"{source}: train_loader.dataset.split: {config.shards} has no split {dataset.split!r}")
@@ -139,7 +181,9 @@ def _train_entries(config: RunConfig, manifest: Manifest, source: str) -> dict[s
     return {name: {**entries[name], "proportion": weights[name]} for name in with_split}
 
 
-def _given_streams(streams: dict[str, dict[str, Any]], manifest: Manifest, where: str) -> dict[str, dict[str, Any]]:
+def _given_streams(
+    streams: dict[str, dict[str, Any]], split: str, manifest: Manifest, where: str
+) -> dict[str, dict[str, Any]]:
     known = {"remote", "local", "split", "proportion"}
     for name, entry in streams.items():
         unknown = sorted(set(entry) - known)
@@ -148,7 +192,10 @@ def _given_streams(streams: dict[str, dict[str, Any]], manifest: Manifest, where
         if not entry.get("local"):
             raise UserError(f"{where}.{name}.local: is missing")
     weights = check_weights({name: entry.get("proportion") for name, entry in streams.items()}, manifest.domains, where)
-    return {name: {**streams[name], "proportion": weight} for name, weight in weights.items()}
+    return {
+        name: {**streams[name], "split": streams[name].get("split") or split, "proportion": weight}
+        for name, weight in weights.items()
+    }
 
 
 def _val_entries(config: RunConfig, manifest: Manifest, source: str) -> dict[str, dict[str, Any]]:

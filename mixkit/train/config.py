@@ -6,14 +6,15 @@ Only shapes and kinds are checked here; whether files, domains and numbers fit e
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mixkit.config import Schema
 from mixkit.train.sizes import SIZES, Size
 
-DURATION = r"^\d+(ba|sp|tok)$"
+DURATION = r"^[1-9]\d*(ba|sp|tok)$"
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 CALLBACKS = {
     "early_stopper": "EarlyStopper",
@@ -96,8 +97,8 @@ class OptimizerConfig(Schema):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0)
 
 
@@ -105,8 +106,14 @@ class SchedulerConfig(Schema):
     """`scheduler:` linear warm-up, then the named curve down to alpha_f times lr."""
 
     name: Literal["exponential_with_warmup", "cosine_with_warmup", "constant_with_warmup"]
-    t_warmup: str = "0.06dur"
-    alpha_f: float = Field(0.1, gt=0, le=1)
+    t_warmup: str = Field("0.06dur", pattern=r"^(0?\.\d+dur|0dur|\d+(ba|sp|tok))$")
+    alpha_f: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _exponential_never_ends_at_zero(self) -> SchedulerConfig:
+        if self.name == "exponential_with_warmup" and not self.alpha_f:
+            raise ValueError("alpha_f is above 0 for exponential_with_warmup")
+        return self
 
 
 class DoReMiConfig(Schema):
@@ -119,7 +126,7 @@ class DoReMiConfig(Schema):
     act: Literal["loss", "stream"] = "loss"
     eta: float = Field(1.0, gt=0)
     smoothing: float = Field(1e-3, ge=0, le=1)
-    burn_in: float = Field(0.0, ge=0, lt=1)
+    burn_in: Fraction = 0.0
 
 
 class ClippingConfig(Schema):
@@ -148,9 +155,9 @@ class RunConfig(Schema):
     eval_loader: EvalLoaderConfig = EvalLoaderConfig()
     max_duration: str
     global_train_batch_size: int = Field(ge=1)
-    device_train_microbatch_size: int | Literal["auto"] = "auto"
+    device_train_microbatch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     device_eval_batch_size: int = Field(32, ge=1)
-    eval_interval: str | int = "1000ba"
+    eval_interval: str = "1000ba"
     eval_subset_num_batches: int = -1
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
@@ -163,8 +170,7 @@ class RunConfig(Schema):
     save_num_checkpoints_to_keep: int = Field(2, ge=-1)
     autoresume: bool = True
     progress_bar: bool = True
-    parallelism_config: dict[str, Any] | None = None
-    dist_timeout: float = Field(600, gt=0)
+    parallelism_config: dict[Literal["fsdp", "tp"], dict[str, Any]] | None = None
 
     @field_validator("callbacks", "loggers")
     @classmethod
@@ -175,14 +181,28 @@ class RunConfig(Schema):
                 raise ValueError(f"there is no {name!r}; there are {', '.join(known)}")
         return value
 
-    @field_validator("max_duration")
+    @field_validator("max_duration", "eval_interval", "save_interval")
     @classmethod
     def _no_epochs(cls, value: str) -> str:
         if not re.match(DURATION, value):
             raise ValueError(
-                "a mixture has no epochs: write batches (4800ba), sequences (10000sp) or tokens (1000000tok)"
+                "write batches (4800ba), sequences (10000sp) or tokens (1000000tok); a mixture has no epochs"
             )
         return value
+
+    @field_validator("eval_subset_num_batches")
+    @classmethod
+    def _some_batches(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("-1 (all batches) or a number of at least 1 is wanted")
+        return value
+
+    @model_validator(mode="after")
+    def _warmup_in_the_runs_unit(self) -> RunConfig:
+        warmup = self.scheduler.t_warmup
+        if not warmup.endswith(("dur", self.duration[1])):
+            raise ValueError(f"scheduler.t_warmup {warmup} is not in the unit of max_duration {self.max_duration}")
+        return self
 
     @property
     def duration(self) -> tuple[int, str]:

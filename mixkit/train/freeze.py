@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from mixkit.errors import UserError
-from mixkit.mixture import Mixture, shard_entry
+from mixkit.mixture import Mixture, check_weights, shard_entry
 from mixkit.shards.manifest import load_manifest
-from mixkit.train.runfolder import read_config, read_finished, read_weights
+from mixkit.train.runfolder import WEIGHTS, read_config, read_finished, read_weights
 
 
 def freeze(run: Path, relative: bool = False, remote: str | None = None, cache: str | None = None) -> Mixture:
@@ -16,7 +16,7 @@ def freeze(run: Path, relative: bool = False, remote: str | None = None, cache: 
 
     Args:
         run: run folder of a finished DoReMi run.
-        relative: write `local` as the run's configuration spells it, not as an absolute path.
+        relative: write `local` relative to the current folder, not as an absolute path.
         remote: URL of a copy of the shards' folder, for streaming from elsewhere.
         cache: with `remote`, the folder that shards are cached in.
 
@@ -33,8 +33,12 @@ def freeze(run: Path, relative: bool = False, remote: str | None = None, cache: 
     domains, history = read_weights(run)
     manifest = load_manifest(config.shards)
     average = history["average"][-1]
-    folder = Path(cache or config.shards)
-    folder = folder if relative else Path(os.path.abspath(folder))
+    folder = Path(os.path.abspath(cache or config.shards))
+    if cache and folder == Path(os.path.abspath(config.shards)):
+        raise UserError(
+            f"--cache: {cache} holds the shards themselves; a stream with a remote needs a folder of its own"
+        )
+    folder = Path(os.path.relpath(folder)) if relative else folder
     split = config.train_loader.dataset.split
     entries = {name: shard_entry(folder, manifest.domains[name].folder, split, remote) for name in domains}
     doremi = config.algorithms.doremi
@@ -50,5 +54,5 @@ def freeze(run: Path, relative: bool = False, remote: str | None = None, cache: 
         "seq_len": manifest.seq_len,
         "tokens": {name: manifest.domains[name].splits[split].sequences * manifest.seq_len for name in domains},
     }
-    weights = (average / average.sum()).tolist()
-    return Mixture(dict(zip(domains, weights, strict=True)), entries, provenance)
+    weights = check_weights(dict(zip(domains, average.tolist(), strict=True)), domains, f"{run / WEIGHTS}: average")
+    return Mixture(weights, entries, provenance)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +15,18 @@ from mixkit.config import load_config
 from mixkit.errors import UserError, WorldError
 from mixkit.train.check import RunPlan, check_run
 from mixkit.train.config import RunConfig
-from mixkit.train.runfolder import FINISHED, claim, is_finished
+from mixkit.train.runfolder import FINISHED, claim, is_finished, latest_checkpoint
 
 USAGE = "usage: composer train CONFIG.yaml [key=value …], for example composer train yamls/proxy.yaml seed=1"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What rank 0 decided: go on with `config` and `plan`, or stop with `message` and `status`."""
+    """What rank 0 decided: go on with `config` and `plan` from `checkpoint`, or stop with `message` and `status`."""
 
     config: RunConfig | None = None
     plan: RunPlan | None = None
+    checkpoint: str | None = None
     message: str = ""
     status: int = 0
 
@@ -33,19 +35,26 @@ def main(words: list[str]) -> int:
     """Run; returns the exit status."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     verdict = judge(words, world_size) if rank == 0 else None
+    if verdict is not None and verdict.message:
+        print(verdict.message, file=sys.stderr if verdict.status else sys.stdout, flush=True)
     if world_size > 1:
         verdict = _shared(verdict)
     if verdict.config is None:
-        if rank == 0 and verdict.message:
-            print(verdict.message, file=sys.stderr if verdict.status else sys.stdout, flush=True)
+        if verdict.status and rank != 0:
+            # The launcher ends the other ranks when one has failed; rank 0's status is the one to report.
+            time.sleep(3)
         return verdict.status
     try:
         from mixkit.train.run import run
 
-        losses = run(verdict.config, verdict.plan)
+        losses = run(verdict.config, verdict.plan, verdict.checkpoint)
     except (UserError, WorldError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        return 130
     if rank == 0:
         _say_what_was_made(verdict.config, losses)
     return 0
@@ -57,13 +66,13 @@ def judge(words: list[str], world_size: int) -> Verdict:
         return Verdict(message=USAGE, status=0 if words else 2)
     try:
         config = load_config(words[0], words[1:], RunConfig)
+        if is_finished(config):
+            return Verdict(message=f"{config.run_folder}: this run is finished ({config.max_duration}); nothing to do")
         plan = check_run(config, words[0], world_size)
-        claim(config)
+        claim(config, plan.inputs)
     except UserError as error:
         return Verdict(message=f"error: {error}", status=error.exit_status)
-    if is_finished(config):
-        return Verdict(message=f"{config.run_folder}: this run is finished ({config.max_duration}); nothing to do")
-    return Verdict(config=config, plan=plan)
+    return Verdict(config=config, plan=plan, checkpoint=latest_checkpoint(config))
 
 
 def _shared(verdict: Verdict | None) -> Verdict:

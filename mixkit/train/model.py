@@ -7,15 +7,17 @@ differs from a plain `HuggingFaceModel`.
 from __future__ import annotations
 
 import contextlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from composer.models import HuggingFaceModel
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import Metric
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from mixkit.methods.losses import IGNORED, loss_mask
 from mixkit.train.sizes import Size
@@ -44,32 +46,38 @@ class LogPerplexity(Metric):
         return (self.loss / self.tokens).float()
 
 
+class LlamaForCausalLM(transformers.LlamaForCausalLM):
+    """transformers' Llama whose forward pass ends in losses; of the same name, which is what its saved config states.
+
+    All of the model, the head too, is used inside this forward: FSDP gathers weights around it.
+    """
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.model(input_ids=input_ids).last_hidden_state
+        return {"token_losses": head_losses(hidden, self.lm_head.weight, labels)}
+
+
 class MixtureLM(HuggingFaceModel):
     """A causal language model whose forward pass gives `token_losses` (B, T).
 
     Args:
-        model: a Hugging Face causal language model.
+        model: a Llama whose forward pass gives losses.
         tokenizer: saved with its checkpoints.
-        cpu_bf16: run the forward pass in bfloat16 on CPUs that have the instructions for it (Composer refuses
-            `amp_bf16` there).
+        precision: as in the YAML. With `amp_bf16` the forward pass runs in bfloat16 on CPUs that have the instructions
+            for it too, where Composer itself refuses to.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerFast | None = None,
-        cpu_bf16: bool = False,
-    ) -> None:
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, precision: str) -> None:
         super().__init__(model, tokenizer, metrics=[], eval_metrics=[LogPerplexity()], shift_labels=True)
-        self.cpu_bf16 = cpu_bf16 and cpu_has_bf16()
+        self.cpu_bf16 = precision == "amp_bf16" and cpu_has_bf16()
+        for layer in model.model.layers:
+            layer._fsdp_wrap = True
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tokens = batch["input_ids"]
         on_cpu = tokens.device.type == "cpu" and self.cpu_bf16
         with torch.autocast("cpu", torch.bfloat16) if on_cpu else contextlib.nullcontext():
-            hidden = self.model.base_model(input_ids=tokens).last_hidden_state
-            losses = head_losses(hidden, self.model.get_output_embeddings().weight, batch["labels"])
-        return {"token_losses": losses}
+            return self.model(input_ids=tokens, labels=batch["labels"])
 
     def loss(self, outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return outputs["token_losses"].sum() / loss_mask(batch["labels"]).sum()
@@ -101,7 +109,7 @@ def head_losses(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) 
     states, targets = hidden[:, :-1].reshape(-1, width), labels[:, 1:].reshape(-1)
     chunk = max(1, (GPU_LOGITS if hidden.is_cuda else CPU_LOGITS) // len(head))
     losses = [
-        checkpoint(_chunk_losses, some_states, head, some_targets, use_reentrant=False)
+        checkpoint(_chunk_losses, some_states, head, some_targets, use_reentrant=False, preserve_rng_state=False)
         for some_states, some_targets in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
     return F.pad(torch.cat(losses).view(batch, length - 1), (1, 0))
@@ -112,7 +120,7 @@ def _chunk_losses(states: torch.Tensor, head: torch.Tensor, targets: torch.Tenso
 
 
 def build_model(
-    size: Size, vocab_size: int, seq_len: int, tokenizer: PreTrainedTokenizerFast | None, cpu_bf16: bool
+    size: Size, vocab_size: int, seq_len: int, tokenizer: PreTrainedTokenizerFast, precision: str
 ) -> MixtureLM:
     """A freshly initialised Llama of `size` with tied embeddings (seed torch before)."""
     config = LlamaConfig(
@@ -125,16 +133,16 @@ def build_model(
         tie_word_embeddings=True,
         use_cache=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id if tokenizer else None,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM._from_config(config, attn_implementation=_attention())
-    return MixtureLM(model, tokenizer, cpu_bf16)
+    model = LlamaForCausalLM._from_config(config, attn_implementation=_attention(precision))
+    return MixtureLM(model, tokenizer, precision)
 
 
-def load_model(folder: Path, cpu_bf16: bool) -> MixtureLM:
+def load_model(folder: Path, precision: str) -> MixtureLM:
     """The model of a finished run, from the Hugging Face folder that it left (safetensors: nothing is unpickled)."""
-    model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=_attention(), use_safetensors=True)
-    return MixtureLM(model, PreTrainedTokenizerFast.from_pretrained(folder), cpu_bf16)
+    model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=_attention(precision), use_safetensors=True)
+    return MixtureLM(model, PreTrainedTokenizerFast.from_pretrained(folder), precision)
 
 
 def cpu_has_bf16() -> bool:
@@ -143,8 +151,7 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
-def _attention() -> str:
-    import importlib.util
-
-    has_flash = importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if has_flash and torch.cuda.is_available() else "sdpa"
+def _attention(precision: str) -> str:
+    # flash-attn knows half precision only.
+    flash = find_spec("flash_attn") is not None and torch.cuda.is_available() and precision != "fp32"
+    return "flash_attention_2" if flash else "sdpa"

@@ -32,8 +32,8 @@ from mixkit.train.runlog import RunLog
 from mixkit.train.schedule import build_scheduler
 
 
-def run(config: RunConfig, plan: RunPlan) -> dict[str, float]:
-    """Train, evaluate and write the run folder; goes on from the folder's last checkpoint.
+def run(config: RunConfig, plan: RunPlan, checkpoint: str | None) -> dict[str, float]:
+    """Train, evaluate and write the run folder; goes on from `checkpoint` where there is one.
 
     Returns:
         Domain to held-out log-perplexity at the end.
@@ -41,13 +41,15 @@ def run(config: RunConfig, plan: RunPlan) -> dict[str, float]:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
-    cpu_bf16 = config.precision == "amp_bf16" and not on_gpu
+    if config.parallelism_config and not on_gpu:
+        raise UserError("parallelism_config: FSDP and tensor parallelism need GPUs")
     reproducibility.seed_all(config.seed)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=os.path.join(config.shards, "tokenizer.json"), eos_token=plan.eos_token
     )
-    model = build_model(config.model.size, plan.vocab_size, plan.seq_len, tokenizer, cpu_bf16)
+    model = build_model(config.model.size, plan.vocab_size, plan.seq_len, tokenizer, config.precision)
     watchers, destinations = _callbacks(config), _loggers(config)
+    remote = "://" in config.save_folder
     terminal = sys.stderr.isatty()
     trainer = Trainer(
         model=model,
@@ -55,7 +57,7 @@ def run(config: RunConfig, plan: RunPlan) -> dict[str, float]:
         eval_dataloader=_evaluators(config, plan),
         optimizers=_optimizer(config, model),
         schedulers=build_scheduler(config.scheduler),
-        algorithms=_algorithms(config, plan, cpu_bf16),
+        algorithms=_algorithms(config, plan),
         callbacks=[DomainAverages(), *([] if terminal else [PlainLines()]), *watchers],
         loggers=[RunLog(config.run_folder), *destinations],
         max_duration=config.max_duration,
@@ -66,18 +68,24 @@ def run(config: RunConfig, plan: RunPlan) -> dict[str, float]:
         save_folder=config.save_folder,
         save_interval=config.save_interval,
         save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        autoresume=config.autoresume,
+        # A killed run may leave a checkpoint that it had not come to name the latest; it is written again.
+        save_overwrite=True,
+        load_path=checkpoint,
+        autoresume=config.autoresume and remote,
         # The dataset resumes by itself; without this, Composer reads and drops every batch of the past.
         spin_dataloaders=False,
         progress_bar=config.progress_bar and terminal,
         parallelism_config=config.parallelism_config,
-        dist_timeout=config.dist_timeout,
         seed=config.seed,
     )
-    trainer.fit()
+    if trainer.state.timestamp < trainer.state.max_duration:
+        trainer.fit()
+    else:
+        # Killed after its last checkpoint and before finished.json: only the last evaluation is still to do.
+        trainer.eval()
     losses = heldout_losses(trainer.state)
-    _finish(config, plan, trainer, model, losses)
     trainer.close()
+    _finish(config, plan, trainer, model, losses)
     return losses
 
 
@@ -120,13 +128,13 @@ def _optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimiz
     )
 
 
-def _algorithms(config: RunConfig, plan: RunPlan, cpu_bf16: bool) -> list[Algorithm]:
+def _algorithms(config: RunConfig, plan: RunPlan) -> list[Algorithm]:
     built: list[Algorithm] = []
     clipping, doremi = config.algorithms.gradient_clipping, config.algorithms.doremi
     if clipping is not None:
         built.append(algorithms.GradientClipping(**clipping.model_dump()))
     if doremi is not None:
-        reference = load_model(Path(plan.reference) / MODEL, cpu_bf16) if plan.reference else None
+        reference = load_model(Path(plan.reference) / MODEL, config.precision) if plan.reference else None
         built.append(
             DoReMi(
                 act=doremi.act,
@@ -177,6 +185,8 @@ def _finish(config: RunConfig, plan: RunPlan, trainer: Trainer, model: MixtureLM
             own.pop("lm_head.weight", None)
         model.model.save_pretrained(folder / MODEL, state_dict=own, safe_serialization=True)
         model.tokenizer.save_pretrained(folder / MODEL)
+        # safetensors writes for the owner alone; a reference is for everyone who may read the run.
+        os.chmod(folder / MODEL / "model.safetensors", 0o644)
         timestamp = trainer.state.timestamp
         finished = {
             "max_duration": config.max_duration,

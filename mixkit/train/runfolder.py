@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import yaml
 from mixkit.errors import UserError
 from mixkit.train.config import RunConfig
 
-CONFIG, FINISHED, METRICS, WEIGHTS, MODEL = "config.yaml", "finished.json", "metrics.jsonl", "weights.jsonl", "model"
+CONFIG, INPUTS, FINISHED = "config.yaml", "inputs.json", "finished.json"
+METRICS, WEIGHTS, MODEL = "metrics.jsonl", "weights.jsonl", "model"
 
 FREE_KEYS = (
     "autoresume",
     "callbacks",
     "device_eval_batch_size",
     "device_train_microbatch_size",
-    "dist_timeout",
     "loggers",
     "max_duration",
     "parallelism_config",
@@ -37,33 +38,81 @@ FREE_KEYS = (
 """What may differ when a run goes on: where it runs and what is shown of it, but not what it computes."""
 
 
-def claim(config: RunConfig) -> None:
-    """Write the resolved configuration into the run folder.
+def is_finished(config: RunConfig) -> bool:
+    """Whether the run of exactly this configuration has already gone as far as it asks for.
 
     Raises:
-        UserError: the folder belongs to a run with another configuration, or to a longer run.
+        UserError: the folder belongs to a run with another configuration, or to a longer run, or to something else.
     """
     folder = Path(config.run_folder)
-    path = folder / CONFIG
-    if path.exists():
-        old = read_config(folder)
-        changed = _changed(old.model_dump(mode="json"), config.model_dump(mode="json"))
-        changed = [key for key in changed if not key.startswith(FREE_KEYS)]
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: run_folder is a file; give another")
+    if not folder.exists() or set(os.listdir(folder)) <= {CONFIG, INPUTS}:
+        return False  # nothing was computed here yet
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder}: run_folder is not empty and holds no run; give another")
+    old = read_config(folder)
+    changed = _changed(old.model_dump(mode="json"), config.model_dump(mode="json"))
+    changed = [key for key in changed if not key.startswith(FREE_KEYS)]
+    if changed:
+        raise UserError(
+            f"{folder / CONFIG}: this folder holds a run with another {', '.join(changed)}; "
+            "give another run_name, or remove the folder to start over"
+        )
+    if old.duration[1] != config.duration[1] or old.duration[0] > config.duration[0]:
+        raise UserError(
+            f"{folder / CONFIG}: max_duration was {old.max_duration}; it can be made longer, not {config.max_duration}"
+        )
+    if not config.autoresume:
+        raise UserError(f"{folder}: holds a run, and autoresume is false; remove the folder to start over")
+    finished = read_finished(folder)
+    return finished is not None and finished["max_duration"] == config.max_duration
+
+
+def claim(config: RunConfig, inputs: dict[str, Any]) -> None:
+    """Write the resolved configuration, and what the run reads, into the run folder.
+
+    Args:
+        config: a configuration for which `is_finished` found nothing wrong.
+        inputs: hashes and proportions of what stands behind the configuration's paths.
+
+    Raises:
+        UserError: a file that the run in this folder began with has changed, or the folder cannot be written.
+    """
+    folder = Path(config.run_folder)
+    started = folder.exists() and not set(os.listdir(folder)) <= {CONFIG, INPUTS}
+    if started and (folder / INPUTS).exists():
+        changed = _changed(json.loads((folder / INPUTS).read_text(encoding="utf-8")), inputs)
         if changed:
             raise UserError(
-                f"{path}: this folder holds a run with another {', '.join(changed)}; "
+                f"{folder / INPUTS}: since this run began, other files stand behind its {', '.join(changed)}; "
                 "give another run_name, or remove the folder to start over"
             )
-        if old.duration[1] != config.duration[1] or old.duration[0] > config.duration[0]:
-            raise UserError(
-                f"{path}: max_duration was {old.max_duration}; it can be made longer, not {config.max_duration}"
-            )
-        if old.max_duration != config.max_duration:
-            (folder / FINISHED).unlink(missing_ok=True)
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: run_folder is not empty and holds no run; give another run_folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FINISHED).unlink(missing_ok=True)
+        write_atomically(folder / INPUTS, json.dumps(inputs, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(
+            folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        )
+    except OSError as error:
+        raise UserError(f"{folder}: run_folder cannot be written: {error.strerror}") from None
+
+
+def latest_checkpoint(config: RunConfig) -> str | None:
+    """The checkpoint that a run in a local folder goes on from, or None.
+
+    Composer's own `autoresume` has every node remove the same signal file, and fails for several nodes on a shared
+    folder; and a kill between its removing and renewing `latest-rank0.pt` would lose the run.
+    """
+    folder = Path(config.save_folder)
+    latest = folder / "latest-rank0.pt"
+    if latest.exists():
+        return str(latest)
+    kept = {
+        int(found[1]): path for path in folder.glob("ep*-rank0.pt") if (found := re.search(r"-ba(\d+)-", path.name))
+    }
+    return str(kept[max(kept)]) if kept else None
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -87,23 +136,22 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def is_finished(config: RunConfig) -> bool:
-    """Whether the run of this configuration has already gone as far as it asks for."""
-    finished = read_finished(Path(config.run_folder))
-    return finished is not None and finished["max_duration"] == config.max_duration
-
-
-def finished_reference(folder: Path, wanted_by: str) -> dict[str, Any]:
+def finished_reference(folder: Path, wanted_by: str, made_by: str) -> dict[str, Any]:
     """`finished.json` of a run that another needs.
 
+    Args:
+        folder: its run folder.
+        wanted_by: who needs it, to open a complaint with.
+        made_by: the command that makes it.
+
     Raises:
-        UserError: no such run, or not finished; names the command that makes one.
+        UserError: no such run, or not finished; names the commands that make one and its losses.
     """
     finished = read_finished(folder)
     if finished is None or not (folder / MODEL).is_dir():
         state = "is not finished" if (folder / CONFIG).exists() else "is not there"
         raise UserError(
-            f"{wanted_by}: the run {folder} {state}; make it with\n  composer train yamls/reference.yaml\n"
+            f"{wanted_by}: the run {folder} {state}; make it with\n  {made_by}\n"
             f"and its losses with\n  mixkit score {folder}"
         )
     return finished
@@ -120,7 +168,8 @@ def read_weights(run: Path) -> tuple[list[str], dict[str, np.ndarray]]:
         UserError: the run kept no weights.
     """
     path = run / WEIGHTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed run may leave half a line
     if len(lines) < 2:
         raise UserError(f"{run}: holds no weights; only a run with algorithms.doremi finds some")
     domains = json.loads(lines[0])["domains"]

@@ -22,10 +22,9 @@ class ExponentialWithWarmup(ComposerScheduler):
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
         elapsed = float(state.get_elapsed_duration() or 0)
-        if self.t_warmup.unit == TimeUnit.DURATION:
-            warmup = self.t_warmup.value
-        else:
-            warmup = self.t_warmup.value / state.max_duration.value
+        in_duration = self.t_warmup.unit == TimeUnit.DURATION
+        # The schema lets only fractions of the run, or its own unit, through.
+        warmup = self.t_warmup.value if in_duration else self.t_warmup.value / state.max_duration.value
         if elapsed < warmup:
             return elapsed / warmup
         return self.alpha_f ** min(1.0, (elapsed - warmup) / (1 - warmup))

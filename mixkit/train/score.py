@@ -42,7 +42,7 @@ def score(run: Path, shards: Path | None, split: str, batch_size: int, console: 
     Raises:
         UserError: no finished run, or shards of another tokenizer or sequence length.
     """
-    finished = finished_reference(run, "mixkit score")
+    finished = finished_reference(run, "mixkit score", f"composer train yamls/reference.yaml run_folder={run}")
     shards = shards or Path(read_config(run).shards)
     manifest = load_manifest(shards)
     check_tokenizer(shards, manifest)
@@ -62,7 +62,7 @@ def score(run: Path, shards: Path | None, split: str, batch_size: int, console: 
         console.print(f"{out}: the losses of all {len(domains)} domains are there; nothing to do", soft_wrap=True)
         return out
     config = read_config(run)
-    model = load_model(run / MODEL, cpu_bf16=config.precision == "amp_bf16").eval()
+    model = load_model(run / MODEL, config.precision).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     total = sum(manifest.domains[name].splits[split].sequences for name in missing)
@@ -136,7 +136,8 @@ def _score_domain(
 @torch.inference_mode()
 def _losses(model: MixtureLM, tokens: torch.Tensor, precision: str) -> np.ndarray:
     """(b, T) float16 losses of (b, T) tokens."""
-    with torch.autocast("cuda", torch.bfloat16, enabled=tokens.is_cuda and precision == "amp_bf16"):
+    half = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}.get(precision)
+    with torch.autocast("cuda", half, enabled=tokens.is_cuda and half is not None):
         outputs = model({"input_ids": tokens, "labels": tokens})
     return outputs["token_losses"].half().cpu().numpy()
 

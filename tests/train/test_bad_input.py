@@ -26,7 +26,15 @@ def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     [
         (["optimizer.larning_rate=1"], ["yamls/reference.yaml", "optimizer.larning_rate: unknown key"]),
         (["max_duraton=5ba"], ["max_duraton: unknown key (did you mean max_duration?)"]),
-        (["max_duration=1ep"], ["max_duration: a mixture has no epochs", "4800ba"]),
+        (["max_duration=1ep"], ["max_duration: write batches (4800ba)", "a mixture has no epochs"]),
+        (["eval_interval=0.1dur"], ["eval_interval: write batches"]),
+        (["save_interval=0ba"], ["save_interval: write batches"]),
+        (["scheduler.t_warmup=6%"], ["scheduler.t_warmup: "]),
+        (["scheduler.t_warmup=100tok"], ["scheduler.t_warmup 100tok is not in the unit of max_duration"]),
+        (["optimizer.betas=[2,3]"], ["optimizer.betas."]),
+        (["device_train_microbatch_size=0"], ["device_train_microbatch_size"]),
+        (["parallelism_config.fsdpp.x=1"], ["parallelism_config.fsdpp"]),
+        (["seed={"], ["yamls/reference.yaml"]),
         (["model.name=13m"], ["model: name '13m' is not a known size", "120m"]),
         (["shards=nowhere"], ["nowhere/shards.json: no such file", "mixkit shards"]),
         (["train_loader.dataset.mixture=gone.yaml"], ["train_loader.dataset.mixture: 'gone.yaml'", "mixkit freeze"]),
@@ -34,6 +42,7 @@ def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
         (["eval_loader.split=test"], ["eval_loader.split", "no held-out sequences"]),
         (["device_train_microbatch_size=3"], ["device_train_microbatch_size: 3 does not divide"]),
         (["train_loader.dataset.num_canonical_nodes=3"], ["num_canonical_nodes: 3 does not divide"]),
+        (["run_folder=README.md"], ["README.md: run_folder is a file"]),
         (["seed=minus one"], ["seed: ", "(found 'minus one')"]),
         (["loggers.nope={}"], ["loggers: there is no 'nope'; there are"]),
     ],
@@ -69,8 +78,13 @@ def test_weights_that_cannot_be(shards, tmp_path, weights, message):
 
 
 def test_a_proxy_without_a_reference_names_the_commands_that_make_one(shards, tmp_path):
-    done = train("yamls/proxy.yaml", *run_words(shards, tmp_path / "run"))
-    refused(done, "runs/reference is not there", "composer train yamls/reference.yaml", "mixkit score runs/reference")
+    reference = tmp_path / "reference"
+    words = run_words(shards, tmp_path / "run", f"algorithms.doremi.reference={reference}")
+    done = train("yamls/proxy.yaml", *words)
+    refused(done, f"{reference} is not there", "composer train yamls/reference.yaml", f"mixkit score {reference}")
+    # It says so even before there are shards: on a fresh checkout that is the first thing to know.
+    done = train("yamls/proxy.yaml", "shards=nowhere", f"algorithms.doremi.reference={reference}")
+    refused(done, f"{reference} is not there")
 
 
 def test_another_references_scores_are_refused(chain, tmp_path):
@@ -154,3 +168,39 @@ def test_under_the_launcher_rank_0_speaks_for_all(shards, tmp_path):
     assert done.stderr.count("a mixture has no epochs") == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_are_not_whole_are_refused(chain, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(chain.shards, copy)
+    shutil.rmtree(copy / "beta" / "train")
+    refused(train("yamls/reference.yaml", *run_words(copy, tmp_path / "run")), "beta/train/index.json: no such file")
+    refused(
+        train("yamls/proxy.yaml", *proxy_words(copy, chain.runs, "not-made")), "beta/train/index.json: no such file"
+    )
+
+
+def test_a_run_does_not_go_on_when_its_mixture_has_changed(chain, tmp_path):
+    mixture = Mixture.load(chain.runs / "mixture.yaml")
+    path = tmp_path / "m.yaml"
+    mixture.save(path)
+    words = run_words(chain.shards, tmp_path / "run", f"train_loader.dataset.mixture={path}", "max_duration=10ba")
+    assert train("yamls/main.yaml", *words).returncode == 0
+    Mixture(dict.fromkeys(mixture.weights, 1 / 3), mixture.entries).save(path)
+    longer = [*words[:-1], "max_duration=20ba"]
+    refused(train("yamls/main.yaml", *longer), "inputs.json", "other files stand behind its train_loader.dataset.alpha")
+
+
+def test_a_mixture_whose_weights_and_streams_disagree_is_refused(chain, tmp_path):
+    path = tmp_path / "m.yaml"
+    text = (chain.runs / "mixture.yaml").read_text()
+    content = yaml.safe_load(text)
+    content["streams"]["alpha"]["proportion"] *= 2
+    path.write_text(yaml.safe_dump(content))
+    words = run_words(chain.shards, tmp_path / "run", f"train_loader.dataset.mixture={path}")
+    refused(train("yamls/main.yaml", *words), "proportion is not what weights.")
+
+
+def test_a_mixture_is_not_written_over_a_folder(chain, tmp_path):
+    refused(command("mixkit", "freeze", chain.runs / "proxy", "--out", tmp_path), "is a folder")
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def metrics(run: Path) -> list[dict]:
 def test_a_run_folder_holds_what_docs_say(chain):
     for name in ("reference", "proxy", "main"):
         left = {path.name for path in (chain.runs / name).iterdir()}
-        expected = {"config.yaml", "finished.json", "metrics.jsonl", "model", "checkpoints"}
+        expected = {"config.yaml", "inputs.json", "finished.json", "metrics.jsonl", "model", "checkpoints"}
         assert left == expected | ({"weights.jsonl"} if name == "proxy" else set())
     finished = read_finished(chain.runs / "main")
     assert finished["batches"] == STEPS and finished["sequences"] == 8 * STEPS and finished["tokens"] == 256 * STEPS
@@ -54,7 +55,7 @@ def test_scores_are_the_models_own_losses_aligned_with_the_tokens(chain):
     from mixkit.train.model import load_model
 
     (folder,) = (chain.shards / "scores").iterdir()
-    model = load_model(chain.runs / "reference" / "model", cpu_bf16=False)
+    model = load_model(chain.runs / "reference" / "model", "fp32")
     manifest = load_manifest(chain.shards)
     for domain in manifest.domains.values():
         readers = [
@@ -65,7 +66,7 @@ def test_scores_are_the_models_own_losses_aligned_with_the_tokens(chain):
         for number in (0, len(readers[0]) - 1):
             tokens = torch.from_numpy(readers[0][number]["tokens"].astype(np.int64))[None]
             with torch.no_grad():
-                logits = model.model(input_ids=tokens).logits
+                logits = model.model.lm_head(model.model.model(input_ids=tokens).last_hidden_state)
             expected = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none")
             scores = readers[1][number]["ref_loss"]
             assert scores.dtype == np.float16 and scores[0] == 0
@@ -147,6 +148,30 @@ def test_two_ranks_give_the_weights_of_one(chain):
     )
 
 
+def test_two_nodes_give_the_weights_of_one(chain):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = proxy_words(chain.shards, chain.runs, "nodes")
+    launcher = [str(Path(sys.executable).parent / "composer"), "--world_size", "2", "--nproc", "1"]
+    place = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, "--node_rank", str(node), *place, "train", "yamls/proxy.yaml", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
+    one, two = (read_weights(chain.runs / name)[1] for name in ("proxy", "nodes"))
+    assert np.array_equal(one["drawn"][:10], two["drawn"][:10])
+    assert two["weight"] == pytest.approx(one["weight"], abs=1e-5)
+
+
 def test_a_live_reference_gives_the_weights_of_its_scores(chain):
     words = proxy_words(chain.shards, chain.runs, "live", "algorithms.doremi.reference_losses=live")
     done = train("yamls/proxy.yaml", *words)
@@ -173,6 +198,17 @@ def test_killed_and_started_again_it_ends_the_same(chain):
     assert weights.read_bytes() == (chain.runs / "proxy" / "weights.jsonl").read_bytes()
     ours, expected = read_finished(chain.runs / "killed"), read_finished(chain.runs / "proxy")
     assert ours["model_sha256"] == expected["model_sha256"]
+
+
+def test_killed_after_its_last_checkpoint_it_only_finishes(chain, tmp_path):
+    words = run_words(chain.shards, tmp_path / "run", "max_duration=10ba")
+    assert train("yamls/reference.yaml", *words).returncode == 0
+    finished, log = ((tmp_path / "run" / name) for name in ("finished.json", "metrics.jsonl"))
+    before = finished.read_bytes(), log.read_bytes()
+    finished.unlink()
+    again = train("yamls/reference.yaml", *words)
+    assert again.returncode == 0, again.stderr
+    assert (finished.read_bytes(), log.read_bytes()) == before
 
 
 def test_the_plot_is_a_picture(chain, tmp_path):

@@ -16,8 +16,10 @@ from composer.core import Algorithm, Event, State
 from composer.core.data_spec import default_split_batch
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
+from composer.trainer.trainer import OOM_FOUND_ON_OTHER_RANK
 from composer.utils import dist
 
+from mixkit.errors import WorldError
 from mixkit.methods.doremi.scores import domain_scores
 from mixkit.methods.doremi.update import fill_absent, update_weights
 from mixkit.methods.losses import loss_mask, token_losses
@@ -63,6 +65,7 @@ class DoReMi(Algorithm):
         self.weight_sum = np.zeros(0)
         self.averaged_steps = 0
         self._loaded: dict[str, Any] | None = None
+        self._batch: dict[str, torch.Tensor] = {}
         self._step: _Step | None = None
 
     @property
@@ -73,6 +76,7 @@ class DoReMi(Algorithm):
     def match(self, event: Event, state: State) -> bool:
         return event in (
             Event.FIT_START,
+            Event.BATCH_START,
             Event.BEFORE_TRAIN_BATCH,
             Event.AFTER_LOSS,
             Event.BATCH_END,
@@ -82,6 +86,9 @@ class DoReMi(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.FIT_START:
             self._start(state)
+        elif event == Event.BATCH_START:
+            # After an out-of-memory Composer begins the batch anew, but leaves the failed micro-batch in `state.batch`.
+            self._batch = state.batch
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._begin_batch(state)
         elif event == Event.AFTER_LOSS:
@@ -89,7 +96,9 @@ class DoReMi(Algorithm):
         elif event == Event.BATCH_END:
             self._commit(state, logger)
         else:
-            state.train_dataloader.dataset.close()
+            dataset = state.train_dataloader.dataset
+            dataset.state_dict(int(state.timestamp.sample_in_epoch.value), True)  # a second fit goes on from here
+            dataset.close()
 
     # ---- events ----
 
@@ -98,10 +107,11 @@ class DoReMi(Algorithm):
         if not hasattr(dataset, "publish"):
             raise ValueError("DoReMi changes proportions while it runs: the training dataset must be a MixtureDataset")
         self.domains = list(dataset.domains)
-        num_domains = len(self.domains)
-        self.weights = np.full(num_domains, 1 / num_domains)
-        self.weight_sum = np.zeros(num_domains)
-        self.last_scores = np.full(num_domains, np.nan)
+        if not len(self.weights):
+            num_domains = len(self.domains)
+            self.weights = np.full(num_domains, 1 / num_domains)
+            self.weight_sum = np.zeros(num_domains)
+            self.last_scores = np.full(num_domains, np.nan)
         if self._loaded is not None:
             self._restore(self._loaded)
         if self.reference is not None:
@@ -115,14 +125,16 @@ class DoReMi(Algorithm):
         dataset = state.train_dataloader.dataset
         self._step = _Step(len(self.domains), promised=dataset.shares(int(state.timestamp.batch)))
         micro_size = state.device_train_microbatch_size
-        samples = len(state.batch["input_ids"])
+        samples = len(self._batch["input_ids"])
         self._step.global_samples = samples * dist.get_world_size()
         if isinstance(micro_size, int) and micro_size < samples:
             # α_t needs the losses of the whole batch before the first backward: a pass without gradient over it.
-            for micro_batch in default_split_batch(state.batch, micro_size):
+            # DDP's own forward would broadcast buffers, which a rank that runs out of memory here would not answer.
+            model = getattr(state.model, "module", state.model)
+            for micro_batch in default_split_batch(self._batch, micro_size):
                 micro_batch = state.device.batch_to_device(micro_batch)
                 with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-                    outputs = state.model(micro_batch)
+                    outputs = model(micro_batch)
                 self._observe(state, outputs, micro_batch)
             self._finish_observing(state)
 
@@ -182,9 +194,16 @@ class DoReMi(Algorithm):
 
     def _finish_observing(self, state: State) -> None:
         step, k = self._step, len(self.domains)
+        if state.auto_microbatching:
+            _refuse_if_a_rank_ran_out_of_memory(state)
         observed = state.device.tensor_to_device(step.observed)
         dist.all_reduce(observed, reduce_operation="SUM")
         sums, step.counts, (step.loss_sum,) = np.split(observed.cpu().numpy(), [k, 2 * k])
+        if not np.isfinite(sums).all() or not np.isfinite(step.loss_sum):
+            raise WorldError(
+                f"the loss of batch {int(state.timestamp.batch)} is not a number; start over in another run folder "
+                "with a smaller learning rate"
+            )
         step.scores = fill_absent(sums, step.counts, self.last_scores)
         elapsed = state.get_elapsed_duration()
         step.moving = elapsed is None or float(elapsed) >= self.burn_in
@@ -243,6 +262,15 @@ class _Step:
         self.weights = np.zeros(num_domains)
         self.token_weights: np.ndarray | None = None
         self.moving = False
+
+
+def _refuse_if_a_rank_ran_out_of_memory(state: State) -> None:
+    """Composer's handshake after a forward pass: every rank must know before any goes into a collective of ours."""
+    found, inside = (state.device.tensor_to_device(torch.zeros(1, dtype=torch.uint8)) for _ in range(2))
+    dist.all_reduce(found, reduce_operation="MAX")
+    dist.all_reduce(inside, reduce_operation="MIN")
+    if found.item():
+        raise RuntimeError(OOM_FOUND_ON_OTHER_RANK)
 
 
 def _losses_of(outputs: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
