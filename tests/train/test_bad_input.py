@@ -83,7 +83,7 @@ def test_a_proxy_without_a_reference_names_the_commands_that_make_one(shards, tm
     done = train("yamls/proxy.yaml", *words)
     refused(done, f"{reference} is not there", "composer train yamls/reference.yaml", f"mixkit score {reference}")
     # It says so even before there are shards: on a fresh checkout that is the first thing to know.
-    done = train("yamls/proxy.yaml", "shards=nowhere", f"algorithms.doremi.reference={reference}")
+    done = train("yamls/proxy.yaml", *words, "shards=nowhere")
     refused(done, f"{reference} is not there")
 
 
