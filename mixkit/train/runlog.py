@@ -39,7 +39,7 @@ class RunLog(LoggerDestination):
         self._series: dict[str, dict[str, float | None]] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        if dist.get_global_rank() != 0:
+        if dist.get_global_rank() != 0 or self._writing:
             return
         for name, length in self._lengths.items():
             path = self._folder / name

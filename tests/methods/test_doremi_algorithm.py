@@ -9,6 +9,7 @@ from composer import Trainer
 from composer.models import ComposerModel
 from streaming import Stream
 
+from mixkit.errors import WorldError
 from mixkit.methods.doremi import DoReMi, domain_scores, fill_absent, update_weights
 from mixkit.methods.losses import loss_mask, token_losses
 from mixkit.mixture import shard_entry
@@ -46,7 +47,16 @@ def entries(shards):
     }
 
 
-def fit(entries, folder, micro=BATCH, stop=STEPS, load=None, save=None, **settings):
+class Cramped(Bigram):
+    """Runs out of memory, as a GPU does, on more than two sequences at a time."""
+
+    def forward(self, batch):
+        if len(batch["input_ids"]) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return super().forward(batch)
+
+
+def fit(entries, folder, micro=BATCH, stop=STEPS, load=None, save=None, cramped=False, then=0, spoil=False, **settings):
     torch.manual_seed(0)
     dataset = MixtureDataset(
         streams={name: Stream(**entry) for name, entry in entries.items()},
@@ -55,7 +65,7 @@ def fit(entries, folder, micro=BATCH, stop=STEPS, load=None, save=None, **settin
         lag=LAG,
     )
     algorithm = DoReMi(reference=Bigram(seed=1), **settings)
-    model = Bigram()
+    model = Cramped() if cramped else Bigram()
     trainer = Trainer(
         model=model,
         train_dataloader=mixture_loader(dataset, num_workers=0),
@@ -72,7 +82,12 @@ def fit(entries, folder, micro=BATCH, stop=STEPS, load=None, save=None, **settin
         device="cpu",
         seed=0,
     )
+    trainer.state.auto_microbatching = cramped  # Composer's own switch refuses a CPU
+    if spoil:
+        model.head.weight.data.fill_(float("nan"))
     trainer.fit()
+    if then:
+        trainer.fit(duration=f"{then}ba")
     trainer.close()
     rows = [json.loads(line) for line in (folder / "weights.jsonl").read_text().splitlines()[1:]]
     return model, algorithm, rows
@@ -93,6 +108,32 @@ def test_micro_batches_change_nothing(entries, tmp_path, act):
         whole_model.head.weight.detach().numpy(), abs=1e-12
     )
     assert np.abs(series(whole, "weight")[-1] - 1 / 3).max() > 0.01  # the weights really moved
+
+
+@pytest.mark.parametrize("act", ["loss", "stream"])
+def test_a_batch_that_ran_out_of_memory_twice_changes_nothing(entries, tmp_path, act):
+    for name in ("roomy", "cramped"):
+        (tmp_path / name).mkdir()
+    roomy_model, _, roomy = fit(entries, tmp_path / "roomy", act=act, eta=5.0)
+    cramped_model, _, cramped = fit(entries, tmp_path / "cramped", cramped=True, act=act, eta=5.0)
+    assert series(cramped, "weight") == pytest.approx(series(roomy, "weight"), abs=1e-12)
+    assert cramped_model.head.weight.detach().numpy() == pytest.approx(
+        roomy_model.head.weight.detach().numpy(), abs=1e-12
+    )
+
+
+def test_a_second_fit_goes_on_without_a_skipped_or_repeated_sequence(entries, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    model, _, rows = fit(entries, tmp_path / "one", act="stream", eta=5.0)
+    again, _, more = fit(entries, tmp_path / "two", stop=5, then=STEPS - 5, act="stream", eta=5.0)
+    assert series(more, "weight") == pytest.approx(series(rows, "weight"), abs=1e-12)
+    assert torch.equal(again.head.weight, model.head.weight)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(entries, tmp_path):
+    with pytest.raises(WorldError, match="the loss of batch 0 is not a number"):
+        fit(entries, tmp_path, spoil=True)
 
 
 @pytest.mark.parametrize("act", ["loss", "stream"])
