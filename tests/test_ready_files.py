@@ -11,7 +11,6 @@ from mixkit.corpus.recipe import load_recipe
 from mixkit.train.config import RunConfig
 from tests.conftest import ROOT, command
 
-
 PARTS = ("common.yaml", "small.yaml")  # included by the others, no runs by themselves
 RUN_FILES = sorted(path for path in (ROOT / "yamls").rglob("*.yaml") if path.name not in PARTS)
 
