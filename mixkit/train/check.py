@@ -191,7 +191,11 @@ def _given_streams(
             raise UserError(f"{where}.{name}.{unknown[0]}: unknown key; a stream has {', '.join(sorted(known))}")
         if not entry.get("local"):
             raise UserError(f"{where}.{name}.local: is missing")
-    weights = check_weights({name: entry.get("proportion") for name, entry in streams.items()}, manifest.domains, where)
+    given = {name: entry.get("proportion") for name, entry in streams.items()}
+    if all(proportion is None for proportion in given.values()):
+        # As for StreamingDataset: without any proportion, streams count by their size.
+        given = {name: manifest.reference_counts("pack").get(name) for name in streams}
+    weights = check_weights(given, manifest.domains, where)
     return {
         name: {**streams[name], "split": streams[name].get("split") or split, "proportion": weight}
         for name, weight in weights.items()

@@ -154,6 +154,26 @@ def test_given_streams_are_checked(shards, tmp_path):
     refused(done, "train_loader.dataset.streams.alpha.shuffle: unknown key")
 
 
+def test_given_streams_without_proportions_count_by_size(shards, tmp_path):
+    from mixkit.config import load_config
+    from mixkit.shards.manifest import load_manifest
+    from mixkit.train.check import check_run
+    from mixkit.train.config import RunConfig
+
+    folders = {name: domain.folder for name, domain in load_manifest(shards).domains.items()}
+    path = tmp_path / "r.yaml"
+    streams = {name: {"local": str(shards / folder)} for name, folder in folders.items()}
+    include = str(ROOT / "yamls" / "reference.yaml")
+    path.write_text(yaml.safe_dump({"include": include, "train_loader": {"dataset": {"streams": streams}}}))
+    plans = [
+        check_run(load_config(file, run_words(shards, tmp_path / "run"), RunConfig), str(file)).train
+        for file in (path, ROOT / "yamls" / "reference.yaml")
+    ]
+    given, proportional = ([entry["proportion"] for entry in plan.values()] for plan in plans)
+    assert given == proportional
+    assert all(entry["split"] == "train" for entry in plans[0].values())
+
+
 @pytest.mark.parametrize("name", ["reference", "gone"])
 def test_freezing_what_found_no_weights(chain, tmp_path, name):
     done = command("mixkit", "freeze", chain.runs / name, "--out", tmp_path / "m.yaml")
