@@ -61,7 +61,7 @@ def find_sources(recipe: Recipe) -> list[Source]:
         raise UserError(f"input: {recipe.input} is a URL; a local or mounted folder is wanted")
     root = Path(recipe.input).expanduser()
     if not root.is_dir():
-        raise UserError(f"input: {root} is no folder")
+        raise UserError(f"input: {root} is no folder; name the corpus with input=FOLDER (make shards: INPUT=FOLDER)")
     found: dict[str, list[str]] = {split: _matches(root, recipe, split) for split in recipe.files}
     held_out: dict[str, str] = {}
     for split, names in found.items():
