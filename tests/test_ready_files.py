@@ -41,7 +41,9 @@ def test_the_defaults_are_the_published_120m_settings():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on this machine")
 def test_make_shards_passes_its_words_on():
     words = ["DATA=pile", "INPUT=../my corpus", "OUT=out", "TOKENIZER=train:8192", "SEQ_LEN=256"]
-    done = subprocess.run(["make", "-n", "shards", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "shards", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     line = " ".join(done.stdout.replace("\\\n", " ").split())
     assert line.endswith(
         'mixkit shards pipelines/pile.yaml "input=../my corpus" "output=out" "tokenizer=train:8192" "seq_len=256"'
