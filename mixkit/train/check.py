@@ -105,7 +105,7 @@ def check_run(config: RunConfig, source: str, world_size: int = 1) -> RunPlan:
             scores = scorefolder.entries(Path(config.shards), manifest, finished, folder, train)
     val = _val_entries(config, manifest, source)
     for entry in (*val.values(), *(scores or {}).values()):
-        _index_sha256(entry)
+        _index_file(entry)
     return RunPlan(
         vocab_size=manifest.tokenizer.vocab_size,
         seq_len=manifest.seq_len,
@@ -128,14 +128,18 @@ def _reference_command(config: RunConfig, source: str, folder: Path) -> str:
 
 def _index_sha256(entry: dict[str, Any]) -> str:
     """The hash of a stream's index, "remote" where it is not here yet."""
+    path = _index_file(entry)
+    return file_sha256(path) if path.is_file() else "remote"
+
+
+def _index_file(entry: dict[str, Any]) -> Path:
+    """A stream's index, which must be here unless it can be fetched."""
     path = Path(entry["local"]) / entry["split"] / "index.json"
-    if path.is_file():
-        return file_sha256(path)
-    if entry.get("remote"):
-        return "remote"
-    raise UserError(
-        f"{path}: no such file; the shards are not whole, write them again (mixkit shards … overwrite=true)"
-    )
+    if not path.is_file() and not entry.get("remote"):
+        raise UserError(
+            f"{path}: no such file; the shards are not whole, write them again (mixkit shards … overwrite=true)"
+        )
+    return path
 
 
 def check_tokenizer(shards: Path, manifest: Manifest) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from mixkit.train.callbacks import EVAL_LABEL, DomainAverages, PlainLines, heldo
 from mixkit.train.check import RunPlan
 from mixkit.train.config import CALLBACKS, LOGGERS, RunConfig
 from mixkit.train.model import MixtureLM, build_model, load_model
-from mixkit.train.runfolder import FINISHED, MODEL, file_sha256, write_atomically
+from mixkit.train.runfolder import FINISHED, MODEL, file_sha256, write_json
 from mixkit.train.runlog import RunLog
 from mixkit.train.schedule import build_scheduler
 
@@ -201,5 +200,5 @@ def _finish(config: RunConfig, plan: RunPlan, trainer: Trainer, model: MixtureLM
             "sampling": {name: entry["proportion"] for name, entry in plan.train.items()},
             "heldout_log_perplexity": losses,
         }
-        write_atomically(folder / FINISHED, json.dumps(finished, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / FINISHED, finished)
     dist.barrier()

@@ -47,8 +47,8 @@ def is_finished(config: RunConfig) -> bool:
     folder = Path(config.run_folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: run_folder is a file; give another")
-    if not folder.exists() or set(os.listdir(folder)) <= {CONFIG, INPUTS}:
-        return False  # nothing was computed here yet
+    if not _has_begun(folder):
+        return False
     if not (folder / CONFIG).exists():
         raise UserError(f"{folder}: run_folder is not empty and holds no run; give another")
     old = read_config(folder)
@@ -80,8 +80,7 @@ def claim(config: RunConfig, inputs: dict[str, Any]) -> None:
         UserError: a file that the run in this folder began with has changed, or the folder cannot be written.
     """
     folder = Path(config.run_folder)
-    started = folder.exists() and not set(os.listdir(folder)) <= {CONFIG, INPUTS}
-    if started and (folder / INPUTS).exists():
+    if _has_begun(folder) and (folder / INPUTS).exists():
         changed = _changed(json.loads((folder / INPUTS).read_text(encoding="utf-8")), inputs)
         if changed:
             raise UserError(
@@ -91,7 +90,7 @@ def claim(config: RunConfig, inputs: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FINISHED).unlink(missing_ok=True)
-        write_atomically(folder / INPUTS, json.dumps(inputs, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / INPUTS, inputs)
         write_atomically(
             folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         )
@@ -177,6 +176,11 @@ def read_weights(run: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     return domains, {series: np.array([row[series] for row in rows], np.float64) for series in rows[0]}
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
@@ -191,6 +195,11 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a folder holds more than what `claim` writes: only then would starting over lose something."""
+    return folder.exists() and not set(os.listdir(folder)) <= {CONFIG, INPUTS}
 
 
 def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:

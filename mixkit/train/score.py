@@ -19,7 +19,7 @@ from mixkit.stream.heldout import DEFAULTS
 from mixkit.stream.shards import ShardReader
 from mixkit.train.check import check_same_text, check_tokenizer
 from mixkit.train.model import MixtureLM, load_model
-from mixkit.train.runfolder import MODEL, finished_reference, read_config, write_atomically
+from mixkit.train.runfolder import MODEL, finished_reference, read_config, write_json
 from mixkit.train.scorefolder import ABOUT, folder_of, index_sha256
 
 HASHES = ["xxh3_64"]
@@ -74,7 +74,7 @@ def score(run: Path, shards: Path | None, split: str, batch_size: int, console: 
                 model, reader, out / folder / split, manifest, batch_size, device, config.precision, progress, bar
             )
             about["token_shards"].setdefault(name, {})[split] = wanted[name]
-            write_atomically(out / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+            write_json(out / ABOUT, about)
             if not console.is_terminal:
                 console.print(f"scored {name}: {len(reader)} sequences")
     console.print(

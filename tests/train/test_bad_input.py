@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -87,11 +88,17 @@ def test_a_proxy_without_a_reference_names_the_commands_that_make_one(shards, tm
     refused(done, f"{reference} is not there")
 
 
-def test_another_references_scores_are_refused(chain, tmp_path):
+def altered_reference(chain, tmp_path: Path, **claims) -> Path:
+    """A copy of the chain's reference whose finished.json claims something else."""
     other = tmp_path / "other"
     shutil.copytree(chain.runs / "reference", other, symlinks=True)
     finished = json.loads((other / "finished.json").read_text())
-    (other / "finished.json").write_text(json.dumps({**finished, "model_sha256": "0" * 64}))
+    (other / "finished.json").write_text(json.dumps({**finished, **claims}))
+    return other
+
+
+def test_another_references_scores_are_refused(chain, tmp_path):
+    other = altered_reference(chain, tmp_path, model_sha256="0" * 64)
     words = run_words(chain.shards, tmp_path / "run", f"algorithms.doremi.reference={other}")
     refused(
         train("yamls/proxy.yaml", *words), f"has no losses of the reference {other}", "other models", "mixkit score"
@@ -109,10 +116,7 @@ def test_scores_of_other_shards_are_refused(chain, tmp_path):
 
 
 def test_a_reference_that_reads_another_tokenizer_is_refused(chain, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(chain.runs / "reference", other, symlinks=True)
-    finished = json.loads((other / "finished.json").read_text())
-    (other / "finished.json").write_text(json.dumps({**finished, "tokenizer_sha256": "0" * 64}))
+    other = altered_reference(chain, tmp_path, tokenizer_sha256="0" * 64)
     words = run_words(chain.shards, tmp_path / "run", f"algorithms.doremi.reference={other}")
     refused(train("yamls/proxy.yaml", *words), "was trained with another tokenizer")
     refused(command("mixkit", "score", other), "was trained with another tokenizer")
