@@ -7,35 +7,43 @@ the only thing that travels from the trainer to its workers is one row of weight
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from streaming import Stream
+import torch
+from streaming import Stream, StreamingDataset
 from streaming.base.world import World
-from torch.utils.data import IterableDataset
+from torch.utils.data import get_worker_info
 
 from mixkit.errors import UserError
 from mixkit.stream.apportion import UNIT, quantise_weights
+from mixkit.stream.cache import Cache
+from mixkit.stream.lookahead import LookAhead
 from mixkit.stream.order import Order
+from mixkit.stream.parent import end_with_parent
+from mixkit.stream.place import Place, check_nodes, greatest_divisor
 from mixkit.stream.planner import Planner
 from mixkit.stream.published import StreamClosed, WeightRing
-from mixkit.stream.shards import ShardReader
+from mixkit.stream.shards import OpenShards, ShardReader
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 DEFAULT_LAG = 16
-MAX_CANONICAL_NODES = 64
 
 
-class MixtureDataset(IterableDataset):
+class MixtureDataset(StreamingDataset):
     """Streams of MDS shards, mixed in proportions that a trainer may publish batch by batch.
 
     Yields, without end, a dict per sequence: `input_ids` and `labels` (T,) int64, `domain` (its stream's place in the
     order of `streams`) and, where `scores` are given, `ref_loss` (T,) float32.
 
+    It is a `StreamingDataset` to whoever asks (StreamingDataLoader and llm-foundry's callbacks do), but shares no code
+    with it: that constructor lays out an epoch and takes named shared memory, and none of its methods would work.
+
     Args:
         streams: domain name to `streaming.Stream`; a plain sequence is named "0", "1", ….
-        batch_size: sequences of one rank in a batch; the global batch is this times the ranks.
+        batch_size: sequences of one rank in a batch; the global batch is this times the ranks (over `replication`).
         scores: domain name to a stream of reference losses, sample by sample aligned with `streams`.
         shuffle: False reads every pass in the order of the shards.
         shuffle_seed: one seed for slots and orders.
@@ -43,10 +51,15 @@ class MixtureDataset(IterableDataset):
         num_canonical_nodes: nodes that the order is laid out for; a divisor of the global batch and a multiple of the
             physical nodes. Default: the greatest divisor of the global batch up to 64.
         lag: the weights of global batch t are published at the end of step t - lag.
+        predownload: sequences per worker whose shards are fetched ahead, shared among domains by their current
+            weights. Default: 8 times `batch_size`.
+        cache_limit: bytes (or "100gb") that fetched shards may take on a node; what was not used for longest goes.
+        replication: so many consecutive ranks read the same sequences (tensor parallelism).
         split, download_retry, download_timeout, validate_hash, keep_zip: as for `StreamingDataset`.
 
     Raises:
-        UserError: a stream without shards or without samples, negative proportions, canonical nodes that do not fit.
+        UserError: a stream without shards or without samples, negative proportions, canonical nodes that do not fit, a
+            cache limit that is too small, a replication that does not divide the ranks.
     """
 
     def __init__(
@@ -60,27 +73,32 @@ class MixtureDataset(IterableDataset):
         shuffle_block_size: int = 1 << 18,
         num_canonical_nodes: int | None = None,
         lag: int = DEFAULT_LAG,
+        predownload: int | None = None,
+        cache_limit: int | str | None = None,
+        replication: int | None = None,
         split: str | None = None,
         download_retry: int = 2,
         download_timeout: float = 60,
         validate_hash: str | None = None,
         keep_zip: bool = False,
     ) -> None:
-        world = World.detect()
         if not isinstance(streams, Mapping):
             streams = {str(number): stream for number, stream in enumerate(streams)}
         self.streams = list(streams.values())
         self.domains = list(streams)
         self.batch_size = batch_size
-        self.global_batch_size = batch_size * world.num_ranks
-        self.num_canonical_nodes = num_canonical_nodes or _greatest_divisor(self.global_batch_size, world.num_nodes)
-        _check_nodes(self.num_canonical_nodes, self.global_batch_size, world.num_nodes)
+        self.replication = replication
+        place = Place.of(World.detect(), replication)
+        self.global_batch_size = batch_size * place.num_ranks
+        self.num_canonical_nodes = num_canonical_nodes or greatest_divisor(self.global_batch_size, place.num_nodes)
+        check_nodes(self.num_canonical_nodes, self.global_batch_size, place.num_nodes)
         if lag < 1:
             raise UserError(f"lag: at least 1 global batch; found {lag}")
         self.lag = lag
         self.shuffle = shuffle
         self.shuffle_seed = shuffle_seed
         self.shuffle_block_size = shuffle_block_size
+        self.predownload = 8 * batch_size if predownload is None else predownload
 
         defaults = {
             "split": split,
@@ -89,8 +107,16 @@ class MixtureDataset(IterableDataset):
             "validate_hash": validate_hash,
             "keep_zip": keep_zip,
         }
-        self._tokens = [ShardReader(stream, defaults) for stream in self.streams]
-        self._scores = [ShardReader(scores[name], defaults) for name in self.domains] if scores is not None else None
+        self._open_shards = OpenShards()
+        self._tokens = [ShardReader(stream, defaults, self._open_shards) for stream in self.streams]
+        self._scores = (
+            [ShardReader(scores[name], defaults, self._open_shards) for name in self.domains]
+            if scores is not None
+            else None
+        )
+        self._cache = Cache([*self._tokens, *(self._scores or [])], cache_limit) if cache_limit else None
+        for reader in [*self._tokens, *(self._scores or [])]:
+            reader.cache = self._cache
         for name, reader in zip(self.domains, self._tokens, strict=True):
             if not len(reader):
                 raise UserError(f"{reader.folder}: domain {name!r} has no sequences")
@@ -113,14 +139,22 @@ class MixtureDataset(IterableDataset):
         self._order = Order(
             samples_per_shard, self.num_canonical_nodes, self.shuffle_seed, self.shuffle_block_size, self.shuffle
         )
-        # The planner of the last batch that the trainer is known to have consumed; workers run ahead on copies.
-        self._planner = self._new_planner()
         self._ring = WeightRing(len(self.domains), self.lag)
-        self._rows: dict[int, np.ndarray] = {}
-        self._published = 0
+        # A finalizer, so that a stream that is dropped after an error frees its workers too.
+        weakref.finalize(self, self._ring.close)
+        self._primed_by = self.lag
+        # This process's planner stands after the last batch that it knows to be consumed; workers, and iterations that
+        # begin anew, start from what stands in shared memory.
+        self._planner = self._new_planner()
+        self._start = torch.from_numpy(self._planner.pack()).share_memory_()
 
     def _new_planner(self) -> Planner:
         return Planner(len(self.domains), self.global_batch_size, self.num_canonical_nodes, self.shuffle_seed)
+
+    def _planner_at_start(self) -> Planner:
+        planner = self._new_planner()
+        planner.unpack(self._start.numpy())
+        return planner
 
     # ---- weights ----
 
@@ -132,16 +166,20 @@ class MixtureDataset(IterableDataset):
     @property
     def published(self) -> int:
         """Global batches whose weights have been published; 0 while nobody publishes."""
-        return self._published
+        return self._ring.published
 
     def publish(self, weights: Mapping[str, float] | Sequence[float] | np.ndarray) -> np.ndarray:
         """Give the sampling weights of the next unpublished global batch; call it alike on every rank.
+
+        The first `lag` rows come before the first `iter`, then one per batch that was consumed: that is also how the
+        dataset knows where it stands.
 
         Returns:
             (k,) float64: the shares that this batch promises, after rounding to 2^-20.
 
         Raises:
             ValueError: weights that are negative, not numbers or all zero, or for other domains.
+            RuntimeError: the first row, while an iteration over the streams' own proportions goes on.
         """
         if isinstance(weights, Mapping):
             if set(weights) != set(self.domains):
@@ -150,119 +188,207 @@ class MixtureDataset(IterableDataset):
         row = quantise_weights(np.asarray(weights, np.float64))
         if len(row) != len(self.domains):
             raise ValueError(f"{len(row)} weights for {len(self.domains)} domains")
-        self._ring.write(self._published, row)
-        self._rows[self._published] = row
-        self._published += 1
+        if not self.published and self._ring.running:
+            raise RuntimeError(f"publish the first {self.lag} (the lag) rows of weights before the dataset is iterated")
+        self._ring.write(self.published or self._planner.index, row)
+        if self.published - self.lag > self._planner.index:
+            self.seek(self.published - self.lag)
         shares = row / UNIT
         for stream, share in zip(self.streams, shares.tolist(), strict=True):
             stream.proportion = share
         return shares
 
     def shares(self, batch: int) -> np.ndarray:
-        """(k,) float64: what the published weights of global batch `batch` promise each domain.
+        """(k,) float64: what the weights of global batch `batch` promise each domain.
 
-        Batches before the last `state_dict` are forgotten.
+        Raises:
+            RuntimeError: its weights are not published yet, or more than 256 batches old.
         """
-        return self._rows[batch] / UNIT
+        return self._weights_of(batch) / UNIT
 
-    def _weights_of(self, batch: int) -> np.ndarray:
-        return self._ring.read(batch) if self._published else self._own_weights
+    def passes(self) -> dict[str, float]:
+        """Domain to how often its sequences have been read, up to the last batch known to be consumed.
+
+        Every `publish` makes one known, and so do `seek` and `state_dict`.
+        """
+        draws = self._planner.draws.sum(axis=1)
+        return {name: int(n) / len(r) for name, n, r in zip(self.domains, draws, self._tokens, strict=True)}
+
+    def _weights_of(self, batch: int, closings: int | None = None) -> np.ndarray:
+        return self._ring.read(batch, closings) if self.published else self._own_weights
 
     def close(self) -> None:
-        """Free workers that wait for weights. Iterated again, the stream goes on after the last `state_dict`."""
+        """Free workers that wait for weights. Iterated again, the stream goes on after the last consumed batch."""
         self._ring.close()
+
+    def join(self, state: Any) -> None:
+        """Add a `MixtureMonitor` to a Composer trainer's state, unless it has one; for algorithms, at FIT_START."""
+        from mixkit.stream.monitor import MixtureMonitor  # only where Composer runs anyway
+
+        if not any(isinstance(callback, MixtureMonitor) for callback in state.callbacks):
+            state.callbacks.append(MixtureMonitor())
 
     # ---- batches ----
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        world = World.detect()
-        if 0 < self._published < self._planner.index + self.lag:
+        read = [self._tokens] if self._scores is None else [self._tokens, self._scores]
+        return self._samples(self._batches(World.detect(), [list(kinds) for kinds in zip(*read, strict=True)]))
+
+    def sample_ids(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What `iter` reads, by number: a batch of this rank (and worker) at a time, and no shard is opened.
+
+        Yields:
+            domain, sample: (batch_size,) int64 in slot order; the sample's number within its domain.
+        """
+        return self._batches(World.detect(), None)
+
+    def _batches(self, world: World, ahead: list[list[ShardReader]] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if get_worker_info() is not None:
+            end_with_parent()
+        if self._start[0] < 0:
             raise RuntimeError(
-                f"weights are published up to batch {self._published}, but the first {self.lag} (the lag) from batch "
-                f"{self._planner.index} on must be published before the dataset is iterated"
+                "the dataset was given a state with another lag or other canonical nodes than its workers know: make a "
+                "new loader"
             )
-        self._ring.reopen()
-        planner = self._new_planner()
-        planner.load_state_dict(self._planner.state_dict())
+        planner = self._planner_at_start()
+        if 0 < self.published < planner.index + self._primed_by:
+            raise RuntimeError(
+                f"weights are published up to batch {self.published}, but the first {self.lag} (the lag) from batch "
+                f"{planner.index} on must be published before the dataset is iterated"
+            )
+        return self._planned(planner, self._ring.begin(planner.index), world, ahead)
+
+    def _planned(
+        self, planner: Planner, closings: int, world: World, readers: list[list[ShardReader]] | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        place = Place.of(world, self.replication)
         first = planner.index
-        mine = slice(world.rank * self.batch_size, (world.rank + 1) * self.batch_size)
-        while True:
-            try:
-                plan = planner.advance(self._weights_of(planner.index))
-            except StreamClosed:
-                return
-            if (plan.index - first) % world.workers_per_rank != world.worker_of_rank:
-                continue
-            domains, nodes, draws = plan.domain[mine], plan.node[mine], plan.draw[mine]
-            samples = self._order.samples(domains, nodes, draws)
+        mine = slice(place.rank * self.batch_size, (place.rank + 1) * self.batch_size)
+        ahead = None
+        if readers is not None and self.predownload and any(reader.prepared for kinds in readers for reader in kinds):
+            nodes = place.canonical_nodes(self.num_canonical_nodes, self.global_batch_size)
+            part = world.worker_of_rank, world.workers_per_rank
+            ahead = LookAhead(readers, self._order, nodes, self.predownload * part[1], part)
+        try:
+            while True:
+                if ahead is not None:
+                    newest = self._weights_of(self.published - 1) if self.published else self._own_weights
+                    ahead.tell(planner.draws, newest)
+                try:
+                    weights = self._weights_of(planner.index, closings)
+                except StreamClosed:
+                    return
+                if (planner.index - first) % world.workers_per_rank != world.worker_of_rank:
+                    planner.skip(weights)
+                    continue
+                plan = planner.advance(weights)
+                domain = plan.domain[mine]
+                yield domain, self._order.samples(domain, plan.node[mine], plan.draw[mine])
+        finally:
+            if ahead is not None:
+                ahead.stop()
+
+    def _samples(self, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[dict[str, Any]]:
+        for domains, samples in batches:
             for domain, sample in zip(domains.tolist(), samples.tolist(), strict=True):
-                yield self._load(domain, sample)
+                tokens = self._tokens[domain][sample]["tokens"].astype(np.int64)
+                loaded = {"input_ids": tokens, "labels": tokens, "domain": domain}
+                if self._scores is not None:
+                    loaded["ref_loss"] = self._scores[domain][sample]["ref_loss"].astype(np.float32)
+                yield loaded
+            if self._cache is not None:
+                self._open_shards.let_go_of_evicted()
 
-    def _load(self, domain: int, sample: int) -> dict[str, Any]:
-        tokens = self._tokens[domain][sample]["tokens"].astype(np.int64)
-        loaded = {"input_ids": tokens, "labels": tokens, "domain": domain}
-        if self._scores is not None:
-            loaded["ref_loss"] = self._scores[domain][sample]["ref_loss"].astype(np.float32)
-        return loaded
+    # ---- where it stands ----
 
-    # ---- resume ----
+    def seek(self, batch: int) -> None:
+        """Begin the next iteration with global batch `batch`; for whoever trains and does not publish.
+
+        Raises:
+            ValueError: a batch before those that were published for.
+        """
+        self._plan_up_to(batch)
+        self._start.copy_(torch.from_numpy(self._planner.pack()))
+
+    def _plan_up_to(self, batch: int) -> None:
+        """Bring this process's planner to where `batch` is next."""
+        if batch < self._planner.index and not self.published:
+            self._planner = self._planner_at_start()
+        if batch < self._planner.index:
+            raise ValueError(
+                f"batch {batch} is asked for, but {self._planner.index} were consumed by the number of published rows: "
+                f"publish once a batch, {self.lag} (the lag) ahead"
+            )
+        while self._planner.index < batch:
+            self._planner.skip(self._weights_of(self._planner.index))
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """The state after `num_samples` sequences (over all ranks) were consumed, as plain types.
+        """The state after `num_samples` sequences (over all ranks, replicas once) were consumed, as plain types.
 
         Args:
             num_samples: a multiple of the global batch.
-            from_beginning: counted from the start of the run, as Composer does; else since the last resume.
+            from_beginning: counted from the start of the run, as Composer does; else since `iter` was last called, as
+                StreamingDataLoader does.
         """
         batch, rest = divmod(num_samples, self.global_batch_size)
+        if rest:
+            raise ValueError(f"{num_samples} sequences are not whole batches of {self.global_batch_size}")
         if not from_beginning:
-            batch += self._planner.index
-        if rest or batch < self._planner.index:
-            raise ValueError(f"{num_samples} sequences are not a whole number of batches from {self._planner.index} on")
-        while self._planner.index < batch:
-            number = self._planner.index
-            self._planner.advance(self._rows.pop(number) if self._published else self._own_weights)
+            batch += int(self._start[0]) if self._ring.begun < 0 else self._ring.begun
+        self._plan_up_to(batch)
         return {
             "version": STATE_VERSION,
-            "domains": list(self.domains),
-            "global_batch_size": self.global_batch_size,
+            **self._identity(),
             "num_canonical_nodes": self.num_canonical_nodes,
             "lag": self.lag,
-            "shuffle_seed": self.shuffle_seed,
             "planner": self._planner.state_dict(),
-            "published": [self._rows[number].tolist() for number in range(batch, self._published)],
+            "published": [self._ring.read(number).tolist() for number in range(batch, self.published)],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed stream must have in common with the one that was stopped."""
+        return {
+            "domains": list(self.domains),
+            "samples": [len(reader) for reader in self._tokens],
+            "global_batch_size": self.global_batch_size,
+            "shuffle": self.shuffle,
+            "shuffle_seed": self.shuffle_seed,
+            "shuffle_block_size": self.shuffle_block_size,
+        }
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Go on where `state_dict` stood, on any number of ranks and workers that the global batch allows.
 
         Raises:
-            UserError: a state of another version, other domains, another global batch or another seed.
+            UserError: a state of another version, other domains, another global batch, another seed or order.
         """
-        if state.get("version") != STATE_VERSION:
-            raise UserError(f"checkpoint: stream state version {state.get('version')}, this is {STATE_VERSION}")
-        for key in ("domains", "global_batch_size", "shuffle_seed"):
-            if state[key] != getattr(self, key):
-                raise UserError(f"checkpoint: the stream's {key} was {state[key]}, now it is {getattr(self, key)}")
-        _check_nodes(state["num_canonical_nodes"], self.global_batch_size, World.detect().num_nodes)
-        self.num_canonical_nodes = state["num_canonical_nodes"]
-        self.lag = state["lag"]
-        self._build()
-        self._planner.load_state_dict(state["planner"])
-        self._published = self._planner.index if state["published"] else 0
-        for row in state["published"]:
-            self.publish(np.array(row, np.int64))
+        if obj.get("version") != STATE_VERSION:
+            raise UserError(f"checkpoint: stream state version {obj.get('version')}; this mixkit reads {STATE_VERSION}")
+        for key, value in self._identity().items():
+            if obj[key] != value:
+                raise UserError(f"checkpoint: the stream's {key} was {obj[key]}, now it is {value}")
+        nodes, lag = obj["num_canonical_nodes"], obj["lag"]
+        if (nodes, lag) != (self.num_canonical_nodes, self.lag):
+            check_nodes(nodes, self.global_batch_size, Place.of(World.detect(), self.replication).num_nodes)
+            self.num_canonical_nodes, self.lag = nodes, lag
+            self._start[0] = -1  # for workers that persist and know only this
+            self._build()
+        self._ring.forget()
+        self._planner.load_state_dict(obj["planner"])
+        self._start.copy_(torch.from_numpy(self._planner.pack()))
+        self._primed_by = min(self.lag, len(obj["published"]))
+        for number, row in enumerate(obj["published"], self._planner.index):
+            self._ring.write(number, np.array(row, np.int64))
 
+    # ---- what a StreamingDataset has and an endless mixture cannot ----
 
-def _greatest_divisor(batch_size: int, num_nodes: int) -> int:
-    fitting = [n for n in range(1, MAX_CANONICAL_NODES + 1) if batch_size % n == 0 and n % num_nodes == 0]
-    return max(fitting, default=num_nodes)
+    def __len__(self) -> int:
+        raise TypeError("a mixture has no end and no length; count batches, sequences or tokens")
 
+    @property
+    def size(self) -> int:
+        """Sequences in all streams together."""
+        return sum(len(reader) for reader in self._tokens)
 
-def _check_nodes(canonical: int, batch_size: int, physical: int) -> None:
-    if batch_size % canonical or canonical % physical:
-        fitting = [n for n in range(physical, batch_size + 1, physical) if batch_size % n == 0]
-        raise UserError(
-            f"num_canonical_nodes: {canonical} does not divide the global batch of {batch_size} sequences into whole "
-            f"shares of {physical} physical nodes; these would do: {', '.join(map(str, fitting)) or 'none'}"
-        )
+    def get_item(self, sample_id: int, retry: int = 7) -> NoReturn:
+        raise TypeError("a mixture is iterated; open a domain's folder with StreamingDataset to look at its samples")

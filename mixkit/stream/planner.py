@@ -57,19 +57,28 @@ class Planner:
 
     def advance(self, weights: np.ndarray) -> BatchPlan:
         """Plan the next batch under `weights`, (k,) int64 that sum to `apportion.UNIT`."""
-        counts, self.credits = apportion(self.credits, weights, self.batch_size)
-        per_node = share_among_nodes(counts, self.draws)
+        before = self.draws
+        counts, per_node = self._deal(weights)
         # Within a node the slots come in a fresh random order, so that ranks and micro-batches see a mixed batch.
         slots = np.arange(self.batch_size)
         node = slots // (self.batch_size // self.num_nodes)
         by_node = np.repeat(np.tile(np.arange(len(counts)), self.num_nodes), per_node.T.ravel())
-        shuffled = np.lexsort((mix(self.seed, self.index, slots, 2), node))
+        shuffled = np.lexsort((mix(self.seed, self.index - 1, slots, 2), node))
         domain = by_node[shuffled]
-        draw = self.draws[domain, node] + _occurrence(domain, node)
+        draw = before[domain, node] + _occurrence(domain, node)
+        return BatchPlan(self.index - 1, domain, node, draw, counts)
+
+    def skip(self, weights: np.ndarray) -> None:
+        """Pass over the next batch, without laying out its slots."""
+        self._deal(weights)
+
+    def _deal(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        counts, self.credits = apportion(self.credits, weights, self.batch_size)
+        per_node = share_among_nodes(counts, self.draws)
+        # A new array, never the old one changed: a thread may be looking at it.
         self.draws = self.draws + per_node
-        plan = BatchPlan(self.index, domain, node, draw, counts)
         self.index += 1
-        return plan
+        return counts, per_node
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types only: batches planned, carried credits (in 2^-20 sequences), draws per domain and node."""
@@ -80,6 +89,17 @@ class Planner:
         self.index = int(state["batch"])
         self.credits = np.array(state["credits"], np.int64)
         self.draws = np.array(state["draws"], np.int64)
+
+    def pack(self) -> np.ndarray:
+        """The same state as (1 + k + k·N,) int64: batches, credits, draws."""
+        return np.concatenate([[self.index], self.credits, self.draws.ravel()])
+
+    def unpack(self, packed: np.ndarray) -> None:
+        """Go on where `pack` stood."""
+        num_domains = len(self.credits)
+        self.index = int(packed[0])
+        self.credits = packed[1 : 1 + num_domains].copy()
+        self.draws = packed[1 + num_domains :].reshape(self.draws.shape).copy()
 
 
 def share_among_nodes(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -95,24 +115,29 @@ def share_among_nodes(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
     num_nodes = draws.shape[1]
     whole, rest = np.divmod(counts, num_nodes)
     dealt = np.repeat(whole[:, None], num_nodes, axis=1)
-    load = np.zeros(num_nodes, np.int64)
-    # What does not divide goes to the nodes that have had least of the domain; among those, to the least loaded.
-    for domain in np.flatnonzero(rest):
-        nodes = np.lexsort((load, draws[domain]))[: rest[domain]]
-        dealt[domain, nodes] += 1
-        load[nodes] += 1
-    target = rest.sum() // num_nodes
+    # What does not divide goes to the nodes that have had least of the domain. Ties are broken in turns: each domain
+    # begins where the one before it ended, so that equal histories fill the nodes equally.
+    rows = np.flatnonzero(rest)
+    rest = rest[rows]
+    turn = (np.arange(num_nodes) - (np.cumsum(rest) - rest)[:, None]) % num_nodes
+    preferred = np.argsort(draws[rows] * num_nodes + turn, axis=1)
+    chosen = np.arange(num_nodes) < rest[:, None]
+    nodes = preferred[chosen]
+    dealt[np.repeat(rows, rest), nodes] += 1
+    over = np.bincount(nodes, minlength=num_nodes) - rest.sum() // num_nodes
     had = draws + dealt
-    # Move single draws from nodes with too many slots to nodes with too few, of the domain that it evens out most.
-    while load.max() > target:
-        giver, taker = int(np.argmax(load)), int(np.argmin(load))
-        gain = np.where(dealt[:, giver] > 0, had[:, giver] - had[:, taker], np.iinfo(np.int64).min)
-        domain = int(np.argmax(gain))
+    # Then nodes with too many slots give one to nodes with too few, of the domain that it evens out most.
+    while over.any():
+        order = np.argsort(over, kind="stable")
+        pairs = min((over > 0).sum(), (over < 0).sum())
+        givers, takers = order[::-1][:pairs], order[:pairs]
+        gain = np.where(dealt[:, givers] > 0, had[:, givers] - had[:, takers], np.iinfo(np.int64).min)
+        domains = np.argmax(gain, axis=0)
         for table in (dealt, had):
-            table[domain, giver] -= 1
-            table[domain, taker] += 1
-        load[giver] -= 1
-        load[taker] += 1
+            table[domains, givers] -= 1
+            table[domains, takers] += 1
+        over[givers] -= 1
+        over[takers] += 1
     return dealt
 
 

@@ -77,6 +77,12 @@ class DatasetConfig(Schema):
     shuffle_block_size: int = Field(1 << 18, ge=1)
     num_canonical_nodes: int | None = Field(None, ge=1)
     lag: int = Field(16, ge=1)
+    predownload: int | None = Field(None, ge=0)
+    cache_limit: int | str | None = None
+    download_retry: int = Field(2, ge=0)
+    download_timeout: float = Field(60, gt=0)
+    validate_hash: str | None = None
+    keep_zip: bool = False
 
 
 class TrainLoaderConfig(Schema):
@@ -84,6 +90,8 @@ class TrainLoaderConfig(Schema):
 
     dataset: DatasetConfig = DatasetConfig()
     num_workers: int = Field(2, ge=0)
+    prefetch_factor: int = Field(2, ge=1)
+    persistent_workers: bool = False
 
 
 class EvalLoaderConfig(Schema):

@@ -22,6 +22,7 @@ from mixkit.methods.doremi import DoReMi
 from mixkit.stream import MixtureDataset
 from mixkit.stream.heldout import HeldOut
 from mixkit.stream.loader import heldout_loader, mixture_loader
+from mixkit.stream.monitor import MixtureMonitor
 from mixkit.train.callbacks import EVAL_LABEL, DomainAverages, PlainLines, heldout_losses
 from mixkit.train.check import RunPlan
 from mixkit.train.config import CALLBACKS, LOGGERS, RunConfig
@@ -57,7 +58,7 @@ def run(config: RunConfig, plan: RunPlan, checkpoint: str | None) -> dict[str, f
         optimizers=_optimizer(config, model),
         schedulers=build_scheduler(config.scheduler),
         algorithms=_algorithms(config, plan),
-        callbacks=[DomainAverages(), *([] if terminal else [PlainLines()]), *watchers],
+        callbacks=[MixtureMonitor(), DomainAverages(), *([] if terminal else [PlainLines()]), *watchers],
         loggers=[RunLog(config.run_folder), *destinations],
         max_duration=config.max_duration,
         eval_interval=config.eval_interval,
@@ -99,8 +100,15 @@ def _train_loader(config: RunConfig, plan: RunPlan) -> Any:
         shuffle_block_size=dataset.shuffle_block_size,
         num_canonical_nodes=dataset.num_canonical_nodes,
         lag=dataset.lag,
+        predownload=dataset.predownload,
+        cache_limit=dataset.cache_limit,
+        download_retry=dataset.download_retry,
+        download_timeout=dataset.download_timeout,
+        validate_hash=dataset.validate_hash,
+        keep_zip=dataset.keep_zip,
     )
-    return mixture_loader(streams, config.train_loader.num_workers)
+    loader = config.train_loader
+    return mixture_loader(streams, loader.num_workers, loader.prefetch_factor, loader.persistent_workers)
 
 
 def _evaluators(config: RunConfig, plan: RunPlan) -> list[Evaluator]:

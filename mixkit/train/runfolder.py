@@ -33,7 +33,15 @@ FREE_KEYS = (
     "progress_bar",
     "save_interval",
     "save_num_checkpoints_to_keep",
+    "train_loader.dataset.cache_limit",
+    "train_loader.dataset.download_retry",
+    "train_loader.dataset.download_timeout",
+    "train_loader.dataset.keep_zip",
+    "train_loader.dataset.predownload",
+    "train_loader.dataset.validate_hash",
     "train_loader.num_workers",
+    "train_loader.persistent_workers",
+    "train_loader.prefetch_factor",
 )
 """What may differ when a run goes on: where it runs and what is shown of it, but not what it computes."""
 

@@ -80,7 +80,6 @@ class DoReMi(Algorithm):
             Event.BEFORE_TRAIN_BATCH,
             Event.AFTER_LOSS,
             Event.BATCH_END,
-            Event.FIT_END,
         )
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -93,12 +92,8 @@ class DoReMi(Algorithm):
             self._begin_batch(state)
         elif event == Event.AFTER_LOSS:
             self._weigh(state)
-        elif event == Event.BATCH_END:
-            self._commit(state, logger)
         else:
-            dataset = state.train_dataloader.dataset
-            dataset.state_dict(int(state.timestamp.sample_in_epoch.value), True)  # a second fit goes on from here
-            dataset.close()
+            self._commit(state, logger)
 
     # ---- events ----
 
@@ -106,6 +101,7 @@ class DoReMi(Algorithm):
         dataset = state.train_dataloader.dataset
         if not hasattr(dataset, "publish"):
             raise ValueError("DoReMi changes proportions while it runs: the training dataset must be a MixtureDataset")
+        dataset.join(state)
         self.domains = list(dataset.domains)
         if not len(self.weights):
             num_domains = len(self.domains)

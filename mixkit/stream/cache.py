@@ -1,0 +1,198 @@
+"""A limit on what a node keeps of remote shards.
+
+What the processes of a node must know of each other is which shard was used when. It stands in one small file per run
+and stream, `.mixkit/used-RUN`, mapped by all of the run's ranks and workers: no shared memory, and a killed run leaves
+nothing but a file that is ignored when it is old. What is on disk is counted where it lies, so nothing can drift.
+
+Deleted first is what this run has not used for longest, and never what another run used within the last ten minutes.
+Deleting a shard that somebody reads is harmless: who has it mapped reads on, who has not fetches it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+from streaming.base.util import bytes_to_int
+from streaming.base.world import World
+
+from mixkit.errors import UserError
+
+if TYPE_CHECKING:
+    from mixkit.stream.shards import ShardReader
+
+SHARED_FOLDER = ".mixkit"
+_LEASE = 600 * 10**9
+"""Nanoseconds for which a shard that another run used is left alone."""
+_STALE = 24 * 3600 * 10**9
+"""Nanoseconds after which the notes of a run that ended are removed."""
+
+
+class UseNotes:
+    """When each shard of a stream was last used by this run on this node, and who is fetching it.
+
+    Args:
+        folder: where the stream's shards are cached.
+        num_shards: how many it has.
+    """
+
+    def __init__(self, folder: str, num_shards: int) -> None:
+        self._folder = os.path.join(folder, SHARED_FOLDER)
+        self._path = os.path.join(self._folder, f"used-{_run_token()}")
+        self._num_shards = num_shards
+        self._notes: np.ndarray | None = None
+
+    @property
+    def notes(self) -> np.ndarray:
+        """(s, 2) int64: time of last use (nanoseconds, 0 never), and which process is fetching the shard (0 none)."""
+        if self._notes is None:
+            try:
+                self._notes = self._mapped()
+            except PermissionError:
+                # Somebody else's cache that may only be read: nothing can be deleted from it, either.
+                self._notes = np.zeros((self._num_shards, 2), np.int64)
+        return self._notes
+
+    def touch(self, number: int) -> None:
+        """Shard `number` is used now."""
+        self.notes[number, 0] = time.time_ns()
+
+    def used_by_others(self) -> np.ndarray:
+        """(s,) int64: when any other run last used each shard, in nanoseconds."""
+        last = np.zeros(self._num_shards, np.int64)
+        for notes in self._others().values():
+            np.maximum(last, notes[:, 0], out=last)
+        return last
+
+    def _others(self) -> dict[str, np.ndarray]:
+        found = {}
+        for entry in os.scandir(self._folder):
+            if entry.name.startswith("used-") and entry.path != self._path:
+                with contextlib.suppress(OSError):
+                    notes = np.fromfile(entry.path, np.int64)
+                    if len(notes) == 2 * self._num_shards:
+                        found[entry.path] = notes.reshape(-1, 2)
+        return found
+
+    def _mapped(self) -> np.ndarray:
+        os.makedirs(self._folder, exist_ok=True)
+        for path, notes in self._others().items():
+            with contextlib.suppress(OSError):
+                if max(notes[:, 0].max(initial=0), os.stat(path).st_mtime_ns) < time.time_ns() - _STALE:
+                    os.remove(path)
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.ftruncate(handle, 16 * self._num_shards)
+        finally:
+            os.close(handle)
+        return np.memmap(self._path, np.int64, "r+", shape=(self._num_shards, 2))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_notes": None}
+
+
+class Cache:
+    """Keeps what all streams of a dataset have fetched on this node within a limit.
+
+    Args:
+        readers: the dataset's streams.
+        limit: bytes, or a text like "100gb".
+
+    Raises:
+        UserError: a limit that cannot hold four of the largest shards.
+    """
+
+    def __init__(self, readers: list[ShardReader], limit: int | str) -> None:
+        self._readers = [reader for reader in readers if reader.fetched]
+        self.limit = bytes_to_int(limit)
+        self._warned = False
+        largest = max((shard.get_max_size() for reader in self._readers for shard in reader.shards), default=0)
+        if self.limit < 4 * largest:
+            raise UserError(
+                f"cache_limit: {self.limit} bytes cannot hold four of the largest shards ({largest} bytes each)"
+            )
+
+    @contextlib.contextmanager
+    def room_for(self, reader: ShardReader, number: int) -> Iterator[None]:
+        """Delete shards until number `number` of `reader` fits, and keep its place while it is fetched."""
+        if not reader.fetched:
+            yield
+            return
+        notes = reader.use.notes
+        with FileLock(os.path.join(self._readers[0].folder, SHARED_FOLDER, "room.lock"), mode=0o666):
+            self._delete_down_to(self.limit - reader.shards[number].get_max_size())
+            notes[number] = time.time_ns(), os.getpid()
+        try:
+            yield
+        finally:
+            notes[number, 1] = 0
+
+    def usage(self) -> int:
+        """Bytes that shards take on this node now, those on their way counted whole."""
+        return sum(sum(self._present(reader).values()) for reader in self._readers)
+
+    def _present(self, reader: ShardReader) -> dict[int, int]:
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(reader.folder) if entry.is_file()}
+        fetching = reader.use.notes[:, 1]
+        present = {}
+        for number, shard in enumerate(reader.shards):
+            files = [info.basename for info in (shard.raw_data, shard.zip_data) if info is not None]
+            taken = sum(sizes.get(name, 0) for name in files)
+            if _alive(int(fetching[number])):
+                taken = shard.get_max_size()
+            if taken:
+                present[number] = taken
+        return present
+
+    def _delete_down_to(self, limit: int) -> None:
+        present = [self._present(reader) for reader in self._readers]
+        taken = sum(sum(sizes.values()) for sizes in present)
+        if taken <= limit:
+            return
+        candidates = []
+        for reader, sizes in zip(self._readers, present, strict=True):
+            notes, others = reader.use.notes, reader.use.used_by_others()
+            for number, size in sizes.items():
+                if not _alive(int(notes[number, 1])) and others[number] < time.time_ns() - _LEASE:
+                    candidates.append((int(notes[number, 0]), number, size, reader))
+        candidates.sort(key=lambda candidate: candidate[:2])
+        for _, number, size, reader in candidates:
+            if taken <= limit:
+                return
+            reader.shards[number].evict()
+            taken -= size
+        if taken > limit and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"cache_limit: another run uses shards of {self._readers[0].folder}; {taken - limit} bytes over the "
+                "limit are kept for it",
+                stacklevel=2,
+            )
+
+
+def _run_token() -> str:
+    """The same for all ranks and workers of a run on a node, another for every other run."""
+    # Ranks of one run have one launcher for a parent, or are alone; hosts may share a folder.
+    launcher = os.getppid() if World.detect().ranks_per_node > 1 else os.getpid()
+    words = (socket.gethostname(), launcher, os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    return hashlib.blake2b(repr(words).encode(), digest_size=8).hexdigest()
+
+
+def _alive(process: int) -> bool:
+    if not process:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
