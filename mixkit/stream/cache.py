@@ -1,8 +1,9 @@
 """A limit on what a node keeps of remote shards.
 
 What the processes of a node must know of each other is which shard was used when. It stands in one small file per run
-and stream, `.mixkit/used-RUN`, mapped by all of the run's ranks and workers: no shared memory, and a killed run leaves
-nothing but a file that is ignored when it is old. What is on disk is counted where it lies, so nothing can drift.
+and stream, `.mixkit/used-RUN`, mapped by all of the run's ranks and workers: no shared memory. Each keeps a lock on it
+that ends with the process, so what a run leaves, killed or not, is known to be old and removed by the next. What is on
+disk is counted where it lies, so nothing can drift.
 
 Deleted first is what this run has not used for longest, and never what another run used within the last ten minutes.
 Deleting a shard that somebody reads is harmless: who has it mapped reads on, who has not fetches it again.
@@ -11,6 +12,7 @@ Deleting a shard that somebody reads is harmless: who has it mapped reads on, wh
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import socket
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 SHARED_FOLDER = ".mixkit"
 _LEASE = 600 * 10**9
 """Nanoseconds for which a shard that another run used is left alone."""
-_STALE = 24 * 3600 * 10**9
-"""Nanoseconds after which the notes of a run that ended are removed."""
 
 
 class UseNotes:
@@ -49,6 +49,7 @@ class UseNotes:
         self._path = os.path.join(self._folder, f"used-{_run_token()}")
         self._num_shards = num_shards
         self._notes: np.ndarray | None = None
+        self._lock: _Held | None = None
 
     @property
     def notes(self) -> np.ndarray:
@@ -66,37 +67,58 @@ class UseNotes:
         self.notes[number, 0] = time.time_ns()
 
     def used_by_others(self) -> np.ndarray:
-        """(s,) int64: when any other run last used each shard, in nanoseconds."""
+        """(s,) int64: when any other run that goes on last used each shard, in nanoseconds."""
         last = np.zeros(self._num_shards, np.int64)
-        for notes in self._others().values():
-            np.maximum(last, notes[:, 0], out=last)
-        return last
-
-    def _others(self) -> dict[str, np.ndarray]:
-        found = {}
         for entry in os.scandir(self._folder):
             if entry.name.startswith("used-") and entry.path != self._path:
                 with contextlib.suppress(OSError):
+                    if _abandoned(entry.path):
+                        os.remove(entry.path)
+                        continue
                     notes = np.fromfile(entry.path, np.int64)
                     if len(notes) == 2 * self._num_shards:
-                        found[entry.path] = notes.reshape(-1, 2)
-        return found
+                        np.maximum(last, notes[::2], out=last)
+        return last
 
     def _mapped(self) -> np.ndarray:
         os.makedirs(self._folder, exist_ok=True)
-        for path, notes in self._others().items():
-            with contextlib.suppress(OSError):
-                if max(notes[:, 0].max(initial=0), os.stat(path).st_mtime_ns) < time.time_ns() - _STALE:
-                    os.remove(path)
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            os.ftruncate(handle, 16 * self._num_shards)
-        finally:
-            os.close(handle)
+        self._lock = None
+        while self._lock is None:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            held = _Held(handle)
+            with contextlib.suppress(FileNotFoundError):
+                # Before it was locked another run may have taken it for abandoned.
+                if os.fstat(handle).st_ino == os.stat(self._path).st_ino:
+                    self._lock = held
+        os.ftruncate(handle, 16 * self._num_shards)
         return np.memmap(self._path, np.int64, "r+", shape=(self._num_shards, 2))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_notes": None}
+        return {**self.__dict__, "_notes": None, "_lock": None}
+
+
+class _Held:
+    """A shared lock on an open file, for as long as this object or a forked process's copy of it lives."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
+
+    def __del__(self) -> None:
+        os.close(self._handle)
+
+
+def _abandoned(path: str) -> bool:
+    """Whether no process holds the file any more."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 class Cache:

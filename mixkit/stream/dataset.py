@@ -7,6 +7,7 @@ the only thing that travels from the trainer to its workers is one row of weight
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -143,18 +144,26 @@ class MixtureDataset(StreamingDataset):
         # A finalizer, so that a stream that is dropped after an error frees its workers too.
         weakref.finalize(self, self._ring.close)
         self._primed_by = self.lag
-        # This process's planner stands after the last batch that it knows to be consumed; workers, and iterations that
-        # begin anew, start from what stands in shared memory.
+        # This process's planner stands after the last batch that it knows to be consumed. Where iterations begin is
+        # written twice: a new worker takes the copy that it was made with (the trainer may be batches ahead before
+        # the last worker is up), a worker that persists looks into shared memory.
         self._planner = self._new_planner()
-        self._start = torch.from_numpy(self._planner.pack()).share_memory_()
+        self._start = self._planner.pack()
+        self._shared_start = torch.from_numpy(self._start.copy()).share_memory_()
+        self._iterated_in = 0
 
     def _new_planner(self) -> Planner:
         return Planner(len(self.domains), self.global_batch_size, self.num_canonical_nodes, self.shuffle_seed)
 
-    def _planner_at_start(self) -> Planner:
+    def _planner_at(self, packed: np.ndarray) -> Planner:
         planner = self._new_planner()
-        planner.unpack(self._start.numpy())
+        planner.unpack(packed)
         return planner
+
+    def _start_here(self) -> None:
+        """Have iterations begin where this process's planner stands."""
+        self._start = self._planner.pack()
+        self._shared_start.copy_(torch.from_numpy(self._start))
 
     # ---- weights ----
 
@@ -243,20 +252,22 @@ class MixtureDataset(StreamingDataset):
         return self._batches(World.detect(), None)
 
     def _batches(self, world: World, ahead: list[list[ShardReader]] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if get_worker_info() is not None:
+        new_worker = get_worker_info() is not None and self._iterated_in != os.getpid()
+        self._iterated_in = os.getpid()
+        if new_worker:
             end_with_parent()
-        if self._start[0] < 0:
-            raise RuntimeError(
+        elif self._shared_start[0] < 0:
+            return _raise(
                 "the dataset was given a state with another lag or other canonical nodes than its workers know: make a "
                 "new loader"
             )
-        planner = self._planner_at_start()
+        planner = self._planner_at(self._start if new_worker else self._shared_start.numpy())
         if 0 < self.published < planner.index + self._primed_by:
-            raise RuntimeError(
+            return _raise(
                 f"weights are published up to batch {self.published}, but the first {self.lag} (the lag) from batch "
                 f"{planner.index} on must be published before the dataset is iterated"
             )
-        return self._planned(planner, self._ring.begin(planner.index), world, ahead)
+        return self._planned(planner, self._ring.begin(planner.index, new_worker), world, ahead)
 
     def _planned(
         self, planner: Planner, closings: int, world: World, readers: list[list[ShardReader]] | None
@@ -270,7 +281,7 @@ class MixtureDataset(StreamingDataset):
             part = world.worker_of_rank, world.workers_per_rank
             ahead = LookAhead(readers, self._order, nodes, self.predownload * part[1], part)
         try:
-            while True:
+            while closings == self._ring.closings:
                 if ahead is not None:
                     newest = self._weights_of(self.published - 1) if self.published else self._own_weights
                     ahead.tell(planner.draws, newest)
@@ -308,12 +319,12 @@ class MixtureDataset(StreamingDataset):
             ValueError: a batch before those that were published for.
         """
         self._plan_up_to(batch)
-        self._start.copy_(torch.from_numpy(self._planner.pack()))
+        self._start_here()
 
     def _plan_up_to(self, batch: int) -> None:
         """Bring this process's planner to where `batch` is next."""
         if batch < self._planner.index and not self.published:
-            self._planner = self._planner_at_start()
+            self._planner = self._planner_at(self._start)
         if batch < self._planner.index:
             raise ValueError(
                 f"batch {batch} is asked for, but {self._planner.index} were consumed by the number of published rows: "
@@ -367,15 +378,16 @@ class MixtureDataset(StreamingDataset):
         for key, value in self._identity().items():
             if obj[key] != value:
                 raise UserError(f"checkpoint: the stream's {key} was {obj[key]}, now it is {value}")
+        self._ring.close()  # whoever waits for the rows of before
         nodes, lag = obj["num_canonical_nodes"], obj["lag"]
         if (nodes, lag) != (self.num_canonical_nodes, self.lag):
             check_nodes(nodes, self.global_batch_size, Place.of(World.detect(), self.replication).num_nodes)
             self.num_canonical_nodes, self.lag = nodes, lag
-            self._start[0] = -1  # for workers that persist and know only this
+            self._shared_start[0] = -1  # for workers that persist and know only this
             self._build()
         self._ring.forget()
         self._planner.load_state_dict(obj["planner"])
-        self._start.copy_(torch.from_numpy(self._planner.pack()))
+        self._start_here()
         self._primed_by = min(self.lag, len(obj["published"]))
         for number, row in enumerate(obj["published"], self._planner.index):
             self._ring.write(number, np.array(row, np.int64))
@@ -392,3 +404,9 @@ class MixtureDataset(StreamingDataset):
 
     def get_item(self, sample_id: int, retry: int = 7) -> NoReturn:
         raise TypeError("a mixture is iterated; open a domain's folder with StreamingDataset to look at its samples")
+
+
+def _raise(message: str) -> Iterator[Any]:
+    """Fail at the first sample: torch lets a persistent worker die that fails at `iter`, and nobody hears why."""
+    raise RuntimeError(message)
+    yield

@@ -62,6 +62,8 @@ class MixtureLoader(StreamingDataLoader):
         super().__init__(dataset, batch_size=dataset.batch_size, collate_fn=pack, **more)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        # A worker that persists and waits for weights would not hear that it is to begin anew.
+        self.dataset.close()
         return map(unpack, super().__iter__())
 
     def _get_batch_size(self, batch: torch.Tensor) -> int:

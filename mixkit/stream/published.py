@@ -40,6 +40,7 @@ class WeightRing:
         self._shared_rows = torch.full((lag + _ROWS_BEHIND, num_domains + 2), -1, dtype=torch.int64).share_memory_()
         self._shared_notes = torch.tensor([0, 0, -1, -1], dtype=torch.int64).share_memory_()
         self._view()
+        self._closings = 0
         self._writer = os.getpid()
         self._writing_thread = threading.get_ident()
 
@@ -74,11 +75,17 @@ class WeightRing:
         """Whether an iteration has begun that was not closed."""
         return self.begun >= 0 and int(self._notes[_BEGUN_AT]) == self.closings
 
-    def begin(self, batch: int) -> int:
-        """Note that an iteration begins with `batch`; returns the number of closings to `read` with."""
+    def begin(self, batch: int, new_worker: bool) -> int:
+        """Note that an iteration begins with `batch`.
+
+        Returns:
+            the number of closings to `read` with: as the process was made with it for a new worker, which may come up
+            after the stream was closed.
+        """
+        closings = self._closings if new_worker else self.closings
         self._notes[_BEGUN] = batch
-        self._notes[_BEGUN_AT] = self._notes[_CLOSINGS]
-        return self.closings
+        self._notes[_BEGUN_AT] = closings
+        return closings
 
     def write(self, batch: int, weights: np.ndarray) -> None:
         """Publish the (k,) int64 weights of global batch `batch`."""
@@ -123,7 +130,8 @@ class WeightRing:
 
     def close(self) -> None:
         """Free whoever waits."""
-        self._notes[_CLOSINGS] += 1
+        self._closings += 1
+        self._notes[_CLOSINGS] = self._closings
 
 
 def _check_sum(batch: int, weights: np.ndarray) -> int:
