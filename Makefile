@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | shards DATA=pile [INPUT= OUT= TOKENIZER= SEQ_LEN=] | lock | clean
+# make setup | demo | test | lint | bench | shards DATA=pile [INPUT= OUT= TOKENIZER= SEQ_LEN=] | lock | clean
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= pile
 
-.PHONY: setup demo test lint format shards lock clean
+.PHONY: setup demo test lint format bench shards lock clean
 
 # Everything goes into a plain .venv; running it again does nothing until the lock or the project's file changes.
 setup: .venv/.ready
@@ -30,6 +30,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/stream.py
 
 shards: setup
 	$(BIN)/mixkit shards pipelines/$(DATA).yaml $(if $(INPUT),"input=$(INPUT)") $(if $(OUT),"output=$(OUT)") \

@@ -36,6 +36,16 @@ _LEASE = 600 * 10**9
 """Nanoseconds for which a shard that another run used is left alone."""
 
 
+def shared_folder(folder: str) -> str:
+    """The folder under a cached stream's for what processes tell each other; whoever may write there may here."""
+    shared = os.path.join(folder, SHARED_FOLDER)
+    if not os.path.isdir(shared):
+        os.makedirs(shared, exist_ok=True)
+        with contextlib.suppress(OSError):
+            os.chmod(shared, os.stat(folder).st_mode & 0o7777)
+    return shared
+
+
 class UseNotes:
     """When each shard of a stream was last used by this run on this node, and who is fetching it.
 
@@ -57,7 +67,7 @@ class UseNotes:
         if self._notes is None:
             try:
                 self._notes = self._mapped()
-            except PermissionError:
+            except OSError:
                 # Somebody else's cache that may only be read: nothing can be deleted from it, either.
                 self._notes = np.zeros((self._num_shards, 2), np.int64)
         return self._notes
@@ -72,16 +82,14 @@ class UseNotes:
         for entry in os.scandir(self._folder):
             if entry.name.startswith("used-") and entry.path != self._path:
                 with contextlib.suppress(OSError):
-                    if _abandoned(entry.path):
-                        os.remove(entry.path)
-                        continue
+                    _remove_abandoned(entry.path)
                     notes = np.fromfile(entry.path, np.int64)
                     if len(notes) == 2 * self._num_shards:
                         np.maximum(last, notes[::2], out=last)
         return last
 
     def _mapped(self) -> np.ndarray:
-        os.makedirs(self._folder, exist_ok=True)
+        shared_folder(os.path.dirname(self._folder))
         self._lock = None
         while self._lock is None:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -109,16 +117,16 @@ class _Held:
         os.close(self._handle)
 
 
-def _abandoned(path: str) -> bool:
-    """Whether no process holds the file any more."""
+def _remove_abandoned(path: str) -> None:
+    """Remove the notes at `path` if no process holds them any more."""
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        os.remove(path)  # under the lock: whoever opens it now sees that it is gone
+    except OSError:
+        pass  # held, or a file system without locks
     finally:
         os.close(handle)
-    return True
 
 
 class Cache:
@@ -149,7 +157,7 @@ class Cache:
             yield
             return
         notes = reader.use.notes
-        with FileLock(os.path.join(self._readers[0].folder, SHARED_FOLDER, "room.lock"), mode=0o666):
+        with FileLock(os.path.join(shared_folder(self._readers[0].folder), "room.lock"), mode=0o666):
             self._delete_down_to(self.limit - reader.shards[number].get_max_size())
             notes[number] = time.time_ns(), os.getpid()
         try:
@@ -162,7 +170,10 @@ class Cache:
         return sum(sum(self._present(reader).values()) for reader in self._readers)
 
     def _present(self, reader: ShardReader) -> dict[int, int]:
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(reader.folder) if entry.is_file()}
+        sizes = {}
+        for entry in os.scandir(reader.folder):
+            with contextlib.suppress(FileNotFoundError):  # gone since
+                sizes[entry.name] = entry.stat().st_size
         fetching = reader.use.notes[:, 1]
         present = {}
         for number, shard in enumerate(reader.shards):
@@ -189,13 +200,14 @@ class Cache:
         for _, number, size, reader in candidates:
             if taken <= limit:
                 return
-            reader.shards[number].evict()
+            with contextlib.suppress(FileNotFoundError):
+                reader.shards[number].evict()
             taken -= size
         if taken > limit and not self._warned:
             self._warned = True
             warnings.warn(
-                f"cache_limit: another run uses shards of {self._readers[0].folder}; {taken - limit} bytes over the "
-                "limit are kept for it",
+                f"cache_limit: the shards in use, here or by another run on this cache, take {taken - limit} bytes "
+                "more than it",
                 stacklevel=2,
             )
 

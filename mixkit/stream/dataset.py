@@ -27,7 +27,7 @@ from mixkit.stream.parent import end_with_parent
 from mixkit.stream.place import Place, check_nodes, greatest_divisor
 from mixkit.stream.planner import Planner
 from mixkit.stream.published import StreamClosed, WeightRing
-from mixkit.stream.shards import OpenShards, ShardReader
+from mixkit.stream.shards import OPEN_SHARDS, ShardReader
 
 STATE_VERSION = 2
 DEFAULT_LAG = 16
@@ -91,7 +91,7 @@ class MixtureDataset(StreamingDataset):
         self.replication = replication
         place = Place.of(World.detect(), replication)
         self.global_batch_size = batch_size * place.num_ranks
-        self.num_canonical_nodes = num_canonical_nodes or greatest_divisor(self.global_batch_size, place.num_nodes)
+        self.num_canonical_nodes = num_canonical_nodes or greatest_divisor(self.global_batch_size)
         check_nodes(self.num_canonical_nodes, self.global_batch_size, place.num_nodes)
         if lag < 1:
             raise UserError(f"lag: at least 1 global batch; found {lag}")
@@ -108,13 +108,8 @@ class MixtureDataset(StreamingDataset):
             "validate_hash": validate_hash,
             "keep_zip": keep_zip,
         }
-        self._open_shards = OpenShards()
-        self._tokens = [ShardReader(stream, defaults, self._open_shards) for stream in self.streams]
-        self._scores = (
-            [ShardReader(scores[name], defaults, self._open_shards) for name in self.domains]
-            if scores is not None
-            else None
-        )
+        self._tokens = [ShardReader(stream, defaults) for stream in self.streams]
+        self._scores = [ShardReader(scores[name], defaults) for name in self.domains] if scores is not None else None
         self._cache = Cache([*self._tokens, *(self._scores or [])], cache_limit) if cache_limit else None
         for reader in [*self._tokens, *(self._scores or [])]:
             reader.cache = self._cache
@@ -143,14 +138,15 @@ class MixtureDataset(StreamingDataset):
         self._ring = WeightRing(len(self.domains), self.lag)
         # A finalizer, so that a stream that is dropped after an error frees its workers too.
         weakref.finalize(self, self._ring.close)
-        self._primed_by = self.lag
         # This process's planner stands after the last batch that it knows to be consumed. Where iterations begin is
         # written twice: a new worker takes the copy that it was made with (the trainer may be batches ahead before
         # the last worker is up), a worker that persists looks into shared memory.
         self._planner = self._new_planner()
         self._start = self._planner.pack()
         self._shared_start = torch.from_numpy(self._start.copy()).share_memory_()
+        self._loader_begins = False
         self._iterated_in = 0
+        self._ahead_of_clock = 0
 
     def _new_planner(self) -> Planner:
         return Planner(len(self.domains), self.global_batch_size, self.num_canonical_nodes, self.shuffle_seed)
@@ -163,6 +159,20 @@ class MixtureDataset(StreamingDataset):
     def _start_here(self) -> None:
         """Have iterations begin where this process's planner stands."""
         self._start = self._planner.pack()
+        if not self._loader_begins:
+            self._shared_start.copy_(torch.from_numpy(self._start))
+
+    def begun_by_loader(self) -> None:
+        """For a loader whose workers persist and that calls `begin` before each iteration."""
+        self._loader_begins = True
+
+    def begin(self) -> None:
+        """Have the next iteration of workers that persist begin where this process knows the stream to be.
+
+        Without it they look when they come to it, which may be after the trainer has moved on; and one that waits for
+        weights does not hear that it is to begin anew.
+        """
+        self.close()
         self._shared_start.copy_(torch.from_numpy(self._start))
 
     # ---- weights ----
@@ -188,7 +198,8 @@ class MixtureDataset(StreamingDataset):
 
         Raises:
             ValueError: weights that are negative, not numbers or all zero, or for other domains.
-            RuntimeError: the first row, while an iteration over the streams' own proportions goes on.
+            RuntimeError: the first row, while an iteration over the streams' own proportions goes on; more rows than
+                the lag before the first `iter`.
         """
         if isinstance(weights, Mapping):
             if set(weights) != set(self.domains):
@@ -199,8 +210,12 @@ class MixtureDataset(StreamingDataset):
             raise ValueError(f"{len(row)} weights for {len(self.domains)} domains")
         if not self.published and self._ring.running:
             raise RuntimeError(f"publish the first {self.lag} (the lag) rows of weights before the dataset is iterated")
+        if self._ring.begun < 0 and self.published >= self._planner.index + self.lag:
+            raise RuntimeError(
+                f"{self.lag} (the lag) rows of weights are published; the next one after a batch was taken"
+            )
         self._ring.write(self.published or self._planner.index, row)
-        if self.published - self.lag > self._planner.index:
+        if self.published - self.lag > self._start[0]:
             self.seek(self.published - self.lag)
         shares = row / UNIT
         for stream, share in zip(self.streams, shares.tolist(), strict=True):
@@ -218,7 +233,7 @@ class MixtureDataset(StreamingDataset):
     def passes(self) -> dict[str, float]:
         """Domain to how often its sequences have been read, up to the last batch known to be consumed.
 
-        Every `publish` makes one known, and so do `seek` and `state_dict`.
+        Every `publish` makes one known, and so do `consumed` and `state_dict`.
         """
         draws = self._planner.draws.sum(axis=1)
         return {name: int(n) / len(r) for name, n, r in zip(self.domains, draws, self._tokens, strict=True)}
@@ -244,25 +259,29 @@ class MixtureDataset(StreamingDataset):
         return self._samples(self._batches(World.detect(), [list(kinds) for kinds in zip(*read, strict=True)]))
 
     def sample_ids(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What `iter` reads, by number: a batch of this rank (and worker) at a time, and no shard is opened.
+        """What an `iter` now would read, by number: a look at this rank's batches, and no shard is opened.
 
         Yields:
             domain, sample: (batch_size,) int64 in slot order; the sample's number within its domain.
+
+        Raises:
+            RuntimeError: at the first batch whose weights are not published.
         """
-        return self._batches(World.detect(), None)
+        return self._planned(self._planner_at(self._start), None, World.detect(), None)
 
     def _batches(self, world: World, ahead: list[list[ShardReader]] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        new_worker = get_worker_info() is not None and self._iterated_in != os.getpid()
+        worker = get_worker_info() is not None
+        new_worker = worker and self._iterated_in != os.getpid()
         self._iterated_in = os.getpid()
         if new_worker:
             end_with_parent()
-        elif self._shared_start[0] < 0:
+        elif worker and self._shared_start[0] < 0:
             return _raise(
                 "the dataset was given a state with another lag or other canonical nodes than its workers know: make a "
                 "new loader"
             )
-        planner = self._planner_at(self._start if new_worker else self._shared_start.numpy())
-        if 0 < self.published < planner.index + self._primed_by:
+        planner = self._planner_at(self._start if new_worker or not worker else self._shared_start.numpy())
+        if 0 < self.published < planner.index + self._ring.primed_by:
             return _raise(
                 f"weights are published up to batch {self.published}, but the first {self.lag} (the lag) from batch "
                 f"{planner.index} on must be published before the dataset is iterated"
@@ -270,7 +289,7 @@ class MixtureDataset(StreamingDataset):
         return self._planned(planner, self._ring.begin(planner.index, new_worker), world, ahead)
 
     def _planned(
-        self, planner: Planner, closings: int, world: World, readers: list[list[ShardReader]] | None
+        self, planner: Planner, closings: int | None, world: World, readers: list[list[ShardReader]] | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         place = Place.of(world, self.replication)
         first = planner.index
@@ -281,10 +300,9 @@ class MixtureDataset(StreamingDataset):
             part = world.worker_of_rank, world.workers_per_rank
             ahead = LookAhead(readers, self._order, nodes, self.predownload * part[1], part)
         try:
-            while closings == self._ring.closings:
+            while closings in (None, self._ring.closings):
                 if ahead is not None:
-                    newest = self._weights_of(self.published - 1) if self.published else self._own_weights
-                    ahead.tell(planner.draws, newest)
+                    ahead.tell(planner.draws, self._ring.newest(self._own_weights))
                 try:
                     weights = self._weights_of(planner.index, closings)
                 except StreamClosed:
@@ -308,18 +326,26 @@ class MixtureDataset(StreamingDataset):
                     loaded["ref_loss"] = self._scores[domain][sample]["ref_loss"].astype(np.float32)
                 yield loaded
             if self._cache is not None:
-                self._open_shards.let_go_of_evicted()
+                OPEN_SHARDS.let_go_of_evicted()
 
     # ---- where it stands ----
 
     def seek(self, batch: int) -> None:
-        """Begin the next iteration with global batch `batch`; for whoever trains and does not publish.
+        """Begin the next iteration with global batch `batch`.
 
         Raises:
             ValueError: a batch before those that were published for.
         """
         self._plan_up_to(batch)
         self._start_here()
+
+    def follow(self, batches: int) -> None:
+        """From now on a trainer's clock, which stands at `batches`, counts from where this stream stands."""
+        self._ahead_of_clock = int(self._start[0]) - batches
+
+    def consumed(self, batches: int) -> None:
+        """The trainer's clock stands at `batches`; for whoever trains and does not publish."""
+        self.seek(batches + self._ahead_of_clock)
 
     def _plan_up_to(self, batch: int) -> None:
         """Bring this process's planner to where `batch` is next."""
@@ -338,13 +364,15 @@ class MixtureDataset(StreamingDataset):
 
         Args:
             num_samples: a multiple of the global batch.
-            from_beginning: counted from the start of the run, as Composer does; else since `iter` was last called, as
-                StreamingDataLoader does.
+            from_beginning: counted from the start of the run, as Composer does (see `follow` for a clock that was set
+                anew); else since `iter` was last called, as StreamingDataLoader does.
         """
         batch, rest = divmod(num_samples, self.global_batch_size)
         if rest:
             raise ValueError(f"{num_samples} sequences are not whole batches of {self.global_batch_size}")
-        if not from_beginning:
+        if from_beginning:
+            batch += self._ahead_of_clock
+        else:
             batch += int(self._start[0]) if self._ring.begun < 0 else self._ring.begun
         self._plan_up_to(batch)
         return {
@@ -385,10 +413,9 @@ class MixtureDataset(StreamingDataset):
             self.num_canonical_nodes, self.lag = nodes, lag
             self._shared_start[0] = -1  # for workers that persist and know only this
             self._build()
-        self._ring.forget()
+        self._ring.forget(primed_by=min(self.lag, len(obj["published"])))
         self._planner.load_state_dict(obj["planner"])
         self._start_here()
-        self._primed_by = min(self.lag, len(obj["published"]))
         for number, row in enumerate(obj["published"], self._planner.index):
             self._ring.write(number, np.array(row, np.int64))
 

@@ -35,7 +35,7 @@ class HeldOut(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         world = World.detect()
-        for turn in range(len(self)):
+        for turn in range(world.worker_of_rank, len(self), world.workers_per_rank):
             number = turn * world.num_ranks + world.rank
             tokens = self._reader[min(number, len(self._reader) - 1)]["tokens"].astype(np.int64)
             labels = tokens if number < len(self._reader) else np.full_like(tokens, -100)

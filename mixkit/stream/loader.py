@@ -60,11 +60,17 @@ class MixtureLoader(StreamingDataLoader):
 
     def __init__(self, dataset: MixtureDataset, **more: Any) -> None:
         super().__init__(dataset, batch_size=dataset.batch_size, collate_fn=pack, **more)
+        if self.persistent_workers:
+            dataset.begun_by_loader()
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        # A worker that persists and waits for weights would not hear that it is to begin anew.
-        self.dataset.close()
+        if self.persistent_workers:
+            self.dataset.begin()
         return map(unpack, super().__iter__())
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        super().load_state_dict(obj)
+        self.num_samples_yielded = 0
 
     def _get_batch_size(self, batch: torch.Tensor) -> int:
         return int(batch[0])

@@ -12,7 +12,6 @@ import threading
 
 import numpy as np
 
-from mixkit.errors import WorldError
 from mixkit.stream.apportion import UNIT
 from mixkit.stream.order import Order
 from mixkit.stream.shards import ShardReader
@@ -88,8 +87,8 @@ class LookAhead:
                 try:
                     # What another worker is fetching will be there without us.
                     self._readers[domain][kind].prepare(number, wait=False)
-                except WorldError:
-                    pass  # whoever needs the sample tries again, and says so
+                except Exception:
+                    pass  # whoever needs the sample tries again, and says why it fails
 
     def _upcoming(self, draws: np.ndarray, weights: np.ndarray) -> list[tuple[float, tuple[int, int, int]]]:
         """Shards (domain, reader, number) of draws not looked at before, after when they are due.

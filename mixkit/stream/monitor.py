@@ -31,11 +31,13 @@ class MixtureMonitor(Callback):
             )
         # Composer would read and drop all the batches of the first fit; the dataset goes on by itself.
         state.dataset_resumption["train"] = True
+        # The clock may have been set back, or the loader may be a new one.
+        _dataset(state).follow(_batches(state))
 
     def batch_end(self, state: State, logger: Logger) -> None:
         dataset = _dataset(state)
         if not dataset.published:
-            dataset.seek(int(state.timestamp.sample_in_epoch.value) // dataset.global_batch_size)
+            dataset.consumed(_batches(state))
         passes = dataset.passes()
         logger.log_metrics({f"passes/{name}": number for name, number in passes.items()})
         many = [name for name, number in passes.items() if number > MANY_PASSES and name not in self._warned]
@@ -64,3 +66,7 @@ class MixtureMonitor(Callback):
 
 def _dataset(state: State) -> Any:
     return state.train_dataloader.dataset
+
+
+def _batches(state: State) -> int:
+    return int(state.timestamp.sample_in_epoch.value) // _dataset(state).global_batch_size

@@ -47,10 +47,9 @@ class Place:
         return range(self.rank * per_rank // per_node, -(-(self.rank + 1) * per_rank // per_node))
 
 
-def greatest_divisor(batch_size: int, num_nodes: int) -> int:
-    """The default number of canonical nodes: the greatest divisor of the global batch up to 64 that fits the nodes."""
-    fitting = [n for n in range(1, MAX_CANONICAL_NODES + 1) if batch_size % n == 0 and n % num_nodes == 0]
-    return max(fitting, default=num_nodes)
+def greatest_divisor(batch_size: int) -> int:
+    """The default number of canonical nodes, from the global batch alone: its greatest divisor up to 64."""
+    return max(n for n in range(1, MAX_CANONICAL_NODES + 1) if batch_size % n == 0)
 
 
 def check_nodes(canonical: int, batch_size: int, physical: int) -> None:

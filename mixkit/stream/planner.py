@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixkit.stream.apportion import apportion
+from mixkit.stream.deal import share_among_nodes
 from mixkit.stream.order import mix
 
 
@@ -100,45 +101,6 @@ class Planner:
         self.index = int(packed[0])
         self.credits = packed[1 : 1 + num_domains].copy()
         self.draws = packed[1 + num_domains :].reshape(self.draws.shape).copy()
-
-
-def share_among_nodes(counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Deal a batch's counts to canonical nodes: equal slots for each node, and each domain evenly over the run.
-
-    Args:
-        counts: (k,) int64 with a sum that N divides.
-        draws: (k, N) int64, draws so far.
-
-    Returns:
-        (k, N) int64 whose rows sum to `counts` and whose columns all sum to counts.sum() / N.
-    """
-    num_nodes = draws.shape[1]
-    whole, rest = np.divmod(counts, num_nodes)
-    dealt = np.repeat(whole[:, None], num_nodes, axis=1)
-    # What does not divide goes to the nodes that have had least of the domain. Ties are broken in turns: each domain
-    # begins where the one before it ended, so that equal histories fill the nodes equally.
-    rows = np.flatnonzero(rest)
-    rest = rest[rows]
-    turn = (np.arange(num_nodes) - (np.cumsum(rest) - rest)[:, None]) % num_nodes
-    preferred = np.argsort(draws[rows] * num_nodes + turn, axis=1)
-    chosen = np.arange(num_nodes) < rest[:, None]
-    nodes = preferred[chosen]
-    dealt[np.repeat(rows, rest), nodes] += 1
-    over = np.bincount(nodes, minlength=num_nodes) - rest.sum() // num_nodes
-    had = draws + dealt
-    # Then nodes with too many slots give one to nodes with too few, of the domain that it evens out most.
-    while over.any():
-        order = np.argsort(over, kind="stable")
-        pairs = min((over > 0).sum(), (over < 0).sum())
-        givers, takers = order[::-1][:pairs], order[:pairs]
-        gain = np.where(dealt[:, givers] > 0, had[:, givers] - had[:, takers], np.iinfo(np.int64).min)
-        domains = np.argmax(gain, axis=0)
-        for table in (dealt, had):
-            table[domains, givers] -= 1
-            table[domains, takers] += 1
-        over[givers] -= 1
-        over[takers] += 1
-    return dealt
 
 
 def _occurrence(domain: np.ndarray, node: np.ndarray) -> np.ndarray:

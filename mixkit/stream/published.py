@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from mixkit.stream.apportion import UNIT
 _ROWS_BEHIND = 256
 """Rows kept beyond the lag: a worker also plans its sisters' batches, a little later than they do."""
 
-_PUBLISHED, _CLOSINGS, _BEGUN, _BEGUN_AT = range(4)
+_PUBLISHED, _CLOSINGS, _BEGUN, _BEGUN_AT, _PRIMED_BY = range(5)
+_LONG = 60.0
+"""Seconds of waiting after which a reader says so."""
 
 
 class StreamClosed(Exception):
@@ -38,7 +41,7 @@ class WeightRing:
     def __init__(self, num_domains: int, lag: int) -> None:
         # Columns: batch number, check sum, k weights. torch's shared tensors reach forked and spawned workers alike.
         self._shared_rows = torch.full((lag + _ROWS_BEHIND, num_domains + 2), -1, dtype=torch.int64).share_memory_()
-        self._shared_notes = torch.tensor([0, 0, -1, -1], dtype=torch.int64).share_memory_()
+        self._shared_notes = torch.tensor([0, 0, -1, -1, lag], dtype=torch.int64).share_memory_()
         self._view()
         self._closings = 0
         self._writer = os.getpid()
@@ -75,6 +78,11 @@ class WeightRing:
         """Whether an iteration has begun that was not closed."""
         return self.begun >= 0 and int(self._notes[_BEGUN_AT]) == self.closings
 
+    @property
+    def primed_by(self) -> int:
+        """Rows that must be ahead when an iteration begins: the lag, or what a resumed stream came with."""
+        return int(self._notes[_PRIMED_BY])
+
     def begin(self, batch: int, new_worker: bool) -> int:
         """Note that an iteration begins with `batch`.
 
@@ -97,8 +105,16 @@ class WeightRing:
         row[1] = _check_sum(batch, weights)
         self._notes[_PUBLISHED] = batch + 1
 
-    def forget(self) -> None:
+    def newest(self, otherwise: np.ndarray) -> np.ndarray:
+        """The (k,) int64 row that was published last; `otherwise` if none was or it cannot be seen whole yet."""
+        try:
+            return self.read(self.published - 1) if self.published else otherwise
+        except RuntimeError:
+            return otherwise
+
+    def forget(self, primed_by: int) -> None:
         """Nothing is published and nothing has begun."""
+        self._notes[_PRIMED_BY] = primed_by
         self._rows.fill(-1)
         self._notes[_PUBLISHED] = 0
         self._notes[_BEGUN] = -1
@@ -114,7 +130,7 @@ class WeightRing:
             StreamClosed: the stream was closed before they came.
             RuntimeError: nobody can publish them any more, or they were replaced.
         """
-        pause = 1e-4
+        pause, began, said = 1e-4, time.monotonic(), False
         while True:
             row = self._rows[batch % len(self._rows)].copy()
             if row[0] == batch and row[1] == _check_sum(batch, row[2:]):
@@ -125,11 +141,20 @@ class WeightRing:
                 raise StreamClosed
             if closings is None or (os.getpid() == self._writer and threading.get_ident() == self._writing_thread):
                 raise RuntimeError(f"batch {batch} is asked for, but its weights have not been published")
+            if not said and time.monotonic() - began > _LONG:
+                said = True
+                warnings.warn(
+                    f"the weights of batch {batch} did not come for {_LONG:.0f} s: does the trainer still publish? "
+                    "(dataset.close() frees whoever waits)",
+                    stacklevel=2,
+                )
             time.sleep(pause)
             pause = min(2 * pause, 5e-3)
 
     def close(self) -> None:
-        """Free whoever waits."""
+        """Free whoever waits; nothing in any other process than the trainer's."""
+        if os.getpid() != self._writer:
+            return
         self._closings += 1
         self._notes[_CLOSINGS] = self._closings
 

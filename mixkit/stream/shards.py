@@ -8,12 +8,14 @@ shard, so that a node prepares a shard once, and a note of when each was last us
 from __future__ import annotations
 
 import contextlib
+import copy
 import mmap
 import os
+import shutil
 import struct
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,14 @@ from streaming.base.format import get_index_basename
 from streaming.base.world import World
 
 from mixkit.errors import UserError, WorldError
-from mixkit.stream.cache import SHARED_FOLDER, Cache, UseNotes
+from mixkit.stream.cache import Cache, UseNotes, shared_folder
 
 _MOST_OPEN = 256
 """Shards that a process keeps mapped; each holds a file descriptor, of which 1,024 is a common limit."""
 
 
 class OpenShards:
-    """The shards that this process has mapped, the least recently used closed first."""
+    """The shards that this process has mapped; the least recently used is let go first."""
 
     def __init__(self) -> None:
         self._maps: OrderedDict[str, tuple[int, mmap.mmap]] = OrderedDict()
@@ -38,37 +40,35 @@ class OpenShards:
     def get(self, path: str, size: int) -> mmap.mmap | None:
         """The bytes of the shard file; None if there is no such file or it has not `size` bytes (yet)."""
         kept = self._maps.get(path)
-        if kept is not None:
+        if kept is None:
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    status = os.fstat(file.fileno())
+                    if status.st_size != size:
+                        return None
+                    kept = status.st_ino, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except FileNotFoundError:
+                return None
+            self._maps[path] = kept
+            if len(self._maps) > _MOST_OPEN:
+                self._maps.popitem(last=False)  # unmapped as soon as nobody reads it any more
+        else:
             self._maps.move_to_end(path)
-            return kept[1]
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        if os.fstat(handle).st_size != size:
-            os.close(handle)
-            return None
-        kept = handle, mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
-        self._maps[path] = kept
-        if len(self._maps) > _MOST_OPEN:
-            _, oldest = self._maps.popitem(last=False)
-            _shut(*oldest)
         return kept[1]
 
     def let_go_of_evicted(self) -> None:
-        """Close what was deleted meanwhile: its disk space is free only then."""
-        for path, kept in list(self._maps.items()):
-            if os.fstat(kept[0]).st_nlink == 0:
-                del self._maps[path]
-                _shut(*kept)
+        """Unmap what was deleted meanwhile: its disk space is free only then."""
+        for path, (inode, _) in list(self._maps.items()):
+            try:
+                there = os.stat(path).st_ino == inode
+            except OSError:
+                there = False
+            if not there:
+                self._maps.pop(path, None)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_maps": OrderedDict()}
 
-
-def _shut(handle: int, mapped: mmap.mmap) -> None:
-    mapped.close()
-    os.close(handle)
+OPEN_SHARDS = OpenShards()
+"""Those of this process, whatever datasets they belong to."""
 
 
 class ShardReader:
@@ -77,13 +77,12 @@ class ShardReader:
     Args:
         stream: a stream with `remote` and/or `local`.
         defaults: what the dataset says of the stream's unset options (`split`, `download_retry`, …).
-        open_shards: kept by the dataset for all its streams.
 
     Raises:
         UserError: there is no index file.
     """
 
-    def __init__(self, stream: Stream, defaults: Mapping[str, Any], open_shards: OpenShards | None = None) -> None:
+    def __init__(self, stream: Stream, defaults: Mapping[str, Any]) -> None:
         self.stream = stream
         stream.apply_default(dict(defaults))
         self.folder = os.path.join(stream.local, stream.split)
@@ -91,8 +90,7 @@ class ShardReader:
         self.samples_per_shard = np.array([shard.samples for shard in self.shards], np.int64)
         self._ends = np.cumsum(self.samples_per_shard).tolist()
         self._paths = [os.path.join(self.folder, shard.raw_data.basename) for shard in self.shards]
-        self._open = OpenShards() if open_shards is None else open_shards
-        self.fetched = stream.remote not in (None, stream.local)
+        self.fetched = stream.remote is not None and os.path.realpath(stream.remote) != os.path.realpath(stream.local)
         """Whether shards come from elsewhere, so that they may be deleted here."""
         self.prepared = self.fetched or any(shard.compression for shard in self.shards)
         """Whether there is anything to do before a shard can be read."""
@@ -105,17 +103,18 @@ class ShardReader:
             return self.stream.get_shards(world, allow_unsafe_types=False)
         if self.stream.remote is None:
             raise UserError(f"{self.folder}: no index.json; is this a folder of MDS shards?")
-        with FileLock(os.path.join(self._shared(), "index.lock"), mode=0o666):
+        with self._locked("index"):
             if not os.path.exists(index):
                 # What a killed run left half downloaded would be taken for the whole.
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(index + ".tmp")
             return self.stream.get_shards(world, allow_unsafe_types=False)
 
-    def _shared(self) -> str:
-        folder = os.path.join(self.folder, SHARED_FOLDER)
-        os.makedirs(folder, exist_ok=True)
-        return folder
+    @contextlib.contextmanager
+    def _locked(self, name: str, wait: bool = True) -> Iterator[None]:
+        folder = shared_folder(self.folder)
+        with FileLock(os.path.join(folder, f"{name}.lock"), timeout=-1 if wait else 0, mode=0o666):
+            yield
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -151,25 +150,25 @@ class ShardReader:
         if self._present(number):
             return True
         try:
-            with FileLock(os.path.join(self._shared(), f"{number}.lock"), timeout=-1 if wait else 0, mode=0o666):
+            with self._locked(str(number), wait):
                 if not self._present(number):
-                    self._fetch(number)
+                    self._make(number)
         except Timeout:
             return False
-        except PermissionError as error:
+        except OSError as error:
             raise WorldError(
-                f"{self._paths[number]}: is not there and cannot be put there ({error}); give the stream the folder as "
-                "its `remote`, and a `local` folder that you may write to"
+                f"{self._paths[number]}: is not there and cannot be put there ({error}); if the folder is not yours to "
+                "write to, give the stream the folder as its `remote` and another as its `local`"
             ) from None
         return True
 
     def _map(self, number: int) -> mmap.mmap:
         path, size = self._paths[number], self.shards[number].raw_data.bytes
-        data = self._open.get(path, size)
+        data = OPEN_SHARDS.get(path, size)
         while data is None:
             # Once is enough unless another run with a small cache deletes it in between.
             self.prepare(number)
-            data = self._open.get(path, size)
+            data = OPEN_SHARDS.get(path, size)
         return data
 
     def _present(self, number: int) -> bool:
@@ -178,27 +177,56 @@ class ShardReader:
         except FileNotFoundError:
             return False
 
-    def _fetch(self, number: int) -> None:
+    def _make(self, number: int) -> None:
+        """Put the shard's file in place, whole; its lock is held."""
         shard = self.shards[number]
-        with self.cache.room_for(self, number) if self.cache else contextlib.nullcontext():
-            # Under the shard's lock, a file of another size is what a killed run left of it.
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(self._paths[number])
-            try:
-                try:
-                    self.stream.prepare_shard(shard)
-                except Exception:
-                    if not self.fetched:
-                        raise
-                    # A damaged file stays where it was put, and would be taken for good the next time.
-                    shard.evict()
-                    self.stream.prepare_shard(shard)
-            except Exception as error:
-                if self.fetched:
-                    shard.evict()
-                source = os.path.join(self.stream.remote or self.stream.local, self.stream.split)
-                raise WorldError(f"{source}: shard {shard.raw_data.basename}: {error}") from error
-        if not self._present(number):
-            raise WorldError(f"{self._paths[number]}: is not of the size that index.json says")
         if self.use is not None:
             self.use.touch(number)
+        with self.cache.room_for(self, number) if self.cache else contextlib.nullcontext():
+            try:
+                if self.fetched:
+                    self._fetch(number)
+                elif shard.compression:
+                    self._decompress(number)
+            except Exception as error:
+                source = os.path.join(self.stream.remote or self.stream.local, self.stream.split)
+                raise WorldError(f"{source}: shard {shard.raw_data.basename}: {error}") from error
+        if self.use is not None:
+            self.use.touch(number)
+        if not self.fetched and not self._present(number):
+            raise WorldError(f"{self._paths[number]}: is missing or not of the size that index.json says")
+
+    def _decompress(self, number: int) -> None:
+        # The compressed file stays: it is the source.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._paths[number])
+        self.stream.prepare_shard(self.shards[number])
+
+    def _fetch(self, number: int) -> None:
+        # In a folder of its own until it is whole and validated: some downloaders write in place, and streaming
+        # validates what already has its final name.
+        shard = self.shards[number]
+        part = copy.copy(self.stream)
+        part.local = os.path.join(shared_folder(self.folder), f"{number}.part")
+        names = [info.basename for info in (shard.zip_data, shard.raw_data) if info is not None]
+        try:
+            for attempt in ("with what is here", "anew"):
+                shutil.rmtree(part.local, ignore_errors=True)
+                os.makedirs(os.path.join(part.local, part.split))
+                if attempt == "with what is here" and shard.zip_data is not None:
+                    with contextlib.suppress(OSError):
+                        os.link(os.path.join(self.folder, names[0]), os.path.join(part.local, part.split, names[0]))
+                try:
+                    part.prepare_shard(shard)
+                    break
+                except Exception:
+                    if attempt == "anew":
+                        raise
+            made = [os.path.join(part.local, part.split, name) for name in names]
+            if os.path.getsize(made[-1]) != shard.raw_data.bytes:
+                raise ValueError(f"has {os.path.getsize(made[-1])} bytes, index.json says {shard.raw_data.bytes}")
+            for name, path in zip(names, made, strict=True):
+                if os.path.exists(path):  # a zip that is not kept is gone
+                    os.replace(path, os.path.join(self.folder, name))
+        finally:
+            shutil.rmtree(part.local, ignore_errors=True)

@@ -79,7 +79,7 @@ class DatasetConfig(Schema):
     lag: int = Field(16, ge=1)
     predownload: int | None = Field(None, ge=0)
     cache_limit: int | str | None = None
-    download_retry: int = Field(2, ge=0)
+    download_retry: int = Field(2, ge=1)
     download_timeout: float = Field(60, gt=0)
     validate_hash: str | None = None
     keep_zip: bool = False
@@ -178,7 +178,7 @@ class RunConfig(Schema):
     save_num_checkpoints_to_keep: int = Field(2, ge=-1)
     autoresume: bool = True
     progress_bar: bool = True
-    parallelism_config: dict[Literal["fsdp", "tp"], dict[str, Any]] | None = None
+    parallelism_config: dict[Literal["fsdp"], dict[str, Any]] | None = None
 
     @field_validator("callbacks", "loggers")
     @classmethod

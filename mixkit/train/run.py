@@ -42,7 +42,7 @@ def run(config: RunConfig, plan: RunPlan, checkpoint: str | None) -> dict[str, f
     if not on_gpu:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
     if config.parallelism_config and not on_gpu:
-        raise UserError("parallelism_config: FSDP and tensor parallelism need GPUs")
+        raise UserError("parallelism_config: FSDP needs GPUs")
     reproducibility.seed_all(config.seed)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=os.path.join(config.shards, "tokenizer.json"), eos_token=plan.eos_token

@@ -1,6 +1,5 @@
 """Shards that come from elsewhere: fetched once a node, ahead of need, within a limit, and whole."""
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -21,7 +20,7 @@ from mixkit.stream.heldout import DEFAULTS
 from mixkit.stream.loader import MixtureLoader
 from mixkit.stream.lookahead import LookAhead, draws_ahead
 from mixkit.stream.order import Order
-from mixkit.stream.shards import ShardReader
+from mixkit.stream.shards import OPEN_SHARDS, ShardReader
 from tests.conftest import ROOT
 from tests.stream.worlds import rank_of
 
@@ -248,6 +247,7 @@ def test_a_damaged_shard_is_found_and_fetched_again(remote, tmp_path):
     reader = ShardReader(stream, DEFAULTS)
     with pytest.raises(WorldError, match=r"shard.00000.mds: Checksum failure"):
         reader[0]
+    assert not list((tmp_path / "cache" / "train").glob("shard.00000*"))  # it was never to be seen
     assert reader[PER_SHARD]["tokens"][0] == reader[PER_SHARD]["tokens"][-1]  # the next one is well
     victim.write_bytes(whole)
     assert reader[0]["tokens"].tolist() == [reader[0]["tokens"][0]] * LENGTH
@@ -260,6 +260,29 @@ def test_what_a_killed_download_left_is_not_taken_for_a_shard(remote, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes()[:100])
     (folder / "index.json.tmp").write_text('{"version": 2, "sha')
     reader = ShardReader(Stream(remote=str(remote / "a"), local=str(tmp_path / "a"), split="train"), DEFAULTS)
+    assert [reader[number]["tokens"][5] for number in range(len(reader))] == list(range(len(reader)))
+
+
+@pytest.mark.parametrize("remote_of", [lambda folder: None, lambda folder: f"{folder}/", lambda folder: str(folder)])
+def test_a_source_that_is_not_what_its_index_says_is_left_alone(plain, tmp_path, remote_of):
+    copy = tmp_path / "only"
+    shutil.copytree(plain / "a", copy, ignore=shutil.ignore_patterns(".mixkit"))
+    victim = copy / "train" / "shard.00001.mds"
+    victim.write_bytes(victim.read_bytes() + b"x")
+    reader = ShardReader(Stream(remote=remote_of(copy), local=str(copy), split="train"), DEFAULTS)
+    with pytest.raises(WorldError, match=r"shard.00001.mds: is missing or not of the size"):
+        reader[PER_SHARD]
+    assert len(list((copy / "train").glob("shard.*"))) == SHARDS
+
+
+def test_a_zip_that_is_here_already_is_not_fetched_again(remote, tmp_path):
+    if not list((remote / "a" / "train").glob("*.zstd")):
+        pytest.skip("of compressed shards")
+    folder = tmp_path / "a" / "train"
+    folder.mkdir(parents=True)
+    for path in [*(remote / "a" / "train").glob("*.zstd"), remote / "a" / "train" / "index.json"]:
+        shutil.copy(path, folder)
+    reader = ShardReader(Stream(remote=str(tmp_path / "gone"), local=str(tmp_path / "a"), split="train"), DEFAULTS)
     assert [reader[number]["tokens"][5] for number in range(len(reader))] == list(range(len(reader)))
 
 
@@ -325,6 +348,7 @@ def test_a_cache_that_may_only_be_read_is_read(remote, tmp_path):
 def _as_nobody(remote, local, answers):
     os.setgid(65534)
     os.setuid(65534)
+    OPEN_SHARDS.let_go_of_evicted()  # mapped before the fork
     try:
         reader = ShardReader(Stream(remote=str(remote), local=str(local), split="train"), DEFAULTS)
         answers.put([reader[number]["tokens"][0] for number in range(len(reader))])
@@ -354,10 +378,3 @@ def test_looking_ahead_ends_with_the_iteration(remote, tmp_path):
     with pytest.raises(StopIteration):
         next(loader)
     eventually(lambda: not looking() - before)
-
-
-def test_an_index_of_another_version_of_the_data_is_not_mixed_up(remote, tmp_path):
-    """The size that index.json says is what a file must have."""
-    dataset = open_cached(remote, tmp_path)
-    index = json.loads((tmp_path / "a" / "train" / "index.json").read_text())
-    assert dataset._tokens[0].shards[0].raw_data.bytes == index["shards"][0]["raw_data"]["bytes"]

@@ -57,6 +57,30 @@ def test_a_second_fit_goes_on(entries, tmp_path, save):
     assert record.batches == expected
 
 
+def test_a_clock_that_is_set_back_does_not_set_back_the_stream(entries):
+    expected = train(open_dataset(entries), 20, live=False)
+    record = Record()
+    trainer = trainer_of(open_dataset(entries), record, duration="6ba")
+    trainer.fit()
+    trainer.fit(duration="6ba", reset_time=True)
+    trainer.fit(duration="4ba")
+    assert record.batches == expected[:16]
+    dataset = trainer.state.train_dataloader.dataset
+    assert dataset.state_dict(int(trainer.state.timestamp.sample_in_epoch), True)["planner"]["batch"] == 16
+    trainer.close()
+
+
+def test_another_loader_in_a_second_fit_begins_at_its_beginning(entries):
+    expected = train(open_dataset(entries), 10, live=False)
+    record = Record()
+    trainer = trainer_of(open_dataset(entries), record, duration="6ba")
+    trainer.fit()
+    trainer.fit(train_dataloader=mixture_loader(open_dataset(entries), num_workers=1), duration="3ba")
+    trainer.fit(duration="3ba")
+    assert record.batches == expected[:6] + expected[:6]
+    trainer.close()
+
+
 @pytest.mark.parametrize(
     ("duration", "settings"), [("10ba", {"train_subset_num_batches": 5}), ("1ep", {"train_subset_num_batches": 5})]
 )

@@ -38,6 +38,49 @@ def test_plans_are_whole_and_even(num_domains, num_nodes, per_node, seed):
         assert np.abs(next_draw - totals / num_nodes).max() < 2 + 1e-9
 
 
+def constant(k):
+    weights = quantise_weights(np.ones(k))
+    return lambda rng, draws: weights
+
+
+def uneven(k):
+    weights = quantise_weights(np.random.default_rng(5).dirichlet(np.ones(k)))
+    return lambda rng, draws: weights
+
+
+def walking(k):
+    state = np.zeros(k)
+
+    def step(rng, draws):
+        np.clip(state + rng.normal(0, 0.1, k), -4, 4, out=state)
+        return quantise_weights(np.exp(state))
+
+    return step
+
+
+def against(k):
+    """Weights for the domains whose histories are most alike to that of the one that is furthest off."""
+
+    def step(rng, draws):
+        off = draws - draws.mean(axis=1, keepdims=True)
+        alike = np.argsort(-(off @ off[np.abs(off).max(axis=1).argmax()]))
+        weights = np.full(k, 1e-9)
+        weights[alike[: max(2, k // 8)]] = 1
+        return quantise_weights(weights)
+
+    return step
+
+
+@pytest.mark.parametrize("weights", [constant, uneven, walking, against])
+@pytest.mark.parametrize(("k", "nodes", "per_node"), [(100, 64, 1), (22, 64, 8), (22, 32, 1), (10, 8, 2), (3, 2, 1)])
+def test_a_domain_comes_to_all_nodes_alike(weights, k, nodes, per_node):
+    step, rng = weights(k), np.random.default_rng(0)
+    planner = Planner(k, nodes * per_node, nodes, 1)
+    for _ in range(400):
+        planner.skip(step(rng, planner.draws))
+        assert np.abs(planner.draws - planner.draws.mean(axis=1, keepdims=True)).max() < 2
+
+
 def test_a_resumed_planner_goes_on_alike():
     rng = np.random.default_rng(1)
     rows = [random_weights(rng, 5) for _ in range(40)]

@@ -72,6 +72,57 @@ def test_streaming_data_loader_saves_and_resumes(entries, expected):
     resumed.dataset.close()
 
 
+def test_a_state_taken_before_its_row_was_published_and_iterated_again(entries, expected):
+    loader, taken = StreamingDataLoader(primed(entries), batch_size=GLOBAL_BATCH), []
+    for _ in range(2):
+        for batch in loader:
+            taken.append(rows(batch))
+            loader.state_dict()
+            loader.dataset.publish(weights_of(loader.dataset.published))
+            if len(taken) % 4 == 0:
+                break
+    assert taken == expected[:8]
+
+
+def test_a_look_into_the_loader_ends_nothing(entries, expected):
+    loader, taken = MixtureLoader(primed(entries), num_workers=1), []
+    for batch in loader:
+        taken.append(rows(batch))
+        loader.dataset.publish(weights_of(loader.dataset.published))
+        assert rows(next(iter(loader))) == expected[len(taken)]
+        if len(taken) == 4:
+            break
+    assert taken == expected[:4]
+    loader.dataset.close()
+
+
+def test_a_forked_child_that_ends_closes_nothing(entries):
+    dataset = primed(entries)
+    child = os.fork()
+    if not child:
+        dataset.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert dataset._ring.closings == 0
+
+
+def test_a_worker_that_comes_late_begins_with_the_others(entries, expected, monkeypatch):
+    """Also one that persists, at its second iteration: the trainer is ahead by then."""
+    begin = MixtureDataset.__iter__
+
+    def late(dataset):
+        info = torch.utils.data.get_worker_info()
+        if info is not None and info.id == 1:
+            time.sleep(0.4)
+        return begin(dataset)
+
+    monkeypatch.setattr(MixtureDataset, "__iter__", late)
+    for persistent in (False, True):
+        loader = MixtureLoader(primed(entries), num_workers=2, persistent_workers=persistent)
+        assert take(loader, 5) + take(loader, 6) == expected[:11]
+        loader.dataset.close()
+
+
 def test_persistent_workers_follow_a_state_that_is_loaded(entries, expected):
     loader = MixtureLoader(primed(entries), num_workers=2, persistent_workers=True)
     take(loader, 3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streaming.base.world import World
 
 from mixkit.errors import UserError
 from tests.stream.worlds import index_only, open_indexes, play, rank_of
@@ -195,7 +196,7 @@ def test_a_state_taken_before_the_row_of_its_batch_was_published(folders, expect
     dataset = make(1)
     for batch in range(5):
         dataset.publish(swinging(batch))
-    ids = dataset.sample_ids()
+    ids = dataset._batches(World.detect(), None)
     for batch in range(3):
         next(ids)
         state = dataset.state_dict((batch + 1) * GLOBAL_BATCH, False)
@@ -204,7 +205,7 @@ def test_a_state_taken_before_the_row_of_its_batch_was_published(folders, expect
     resumed.load_state_dict(state)
     assert resumed.published == 7
     resumed.publish(swinging(7))  # the row that was owed
-    again = resumed.sample_ids()
+    again = resumed._batches(World.detect(), None)
     for batch in range(3, 8):
         assert list(zip(*(part.tolist() for part in next(again)), strict=True)) == expected[batch]
         resumed.publish(swinging(batch + 5))
@@ -227,9 +228,42 @@ def test_lag_and_canonical_nodes_come_from_the_checkpoint(folders, expected):
     assert first + again == expected[:20]
 
 
+def test_a_look_at_what_comes_changes_nothing(folders, expected):
+    dataset = maker(folders)(1)
+    for batch in range(5):
+        dataset.publish(swinging(batch))
+    before = dataset.state_dict(0, False)
+    look = dataset.sample_ids()
+    for batch in range(5):
+        assert list(zip(*(part.tolist() for part in next(look)), strict=True)) == expected[batch]
+    with pytest.raises(RuntimeError, match="have not been published"):
+        next(look)
+    assert dataset.state_dict(0, False) == before
+
+
+def test_more_rows_than_the_lag_before_the_first_batch_are_an_error(folders):
+    dataset = maker(folders)(1)
+    for batch in range(5):
+        dataset.publish(swinging(batch))
+    with pytest.raises(RuntimeError, match="the next one after a batch was taken"):
+        dataset.publish(swinging(5))
+
+
+def test_canonical_nodes_do_not_come_from_the_hardware(folders):
+    found = set()
+    for nodes in (1, 2, 4):
+        with rank_of(nodes, 1, 0):
+            found.add(open_indexes(folders, 768 // nodes).num_canonical_nodes)
+    assert found == {64}
+    with rank_of(3, 1, 0), pytest.raises(UserError, match="these would do: 3, 6, 12, 24, 48"):
+        open_indexes(folders, 256)
+
+
 def test_publishing_twice_a_batch_is_told_at_the_checkpoint(folders):
     dataset = maker(folders)(1)
     for batch in range(9):
+        if batch == 5:
+            next(dataset._batches(World.detect(), None))
         dataset.publish(swinging(batch))
     with pytest.raises(ValueError, match="publish once a batch"):
         dataset.state_dict(GLOBAL_BATCH, True)
@@ -237,7 +271,7 @@ def test_publishing_twice_a_batch_is_told_at_the_checkpoint(folders):
 
 def test_publishing_into_an_iteration_that_did_not_wait_for_it_is_an_error(folders):
     dataset = maker(folders)(1)
-    next(dataset.sample_ids())
+    next(dataset._batches(World.detect(), None))
     with pytest.raises(RuntimeError, match="before the dataset is iterated"):
         dataset.publish(swinging(0))
     dataset.close()

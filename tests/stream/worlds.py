@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 from streaming import Stream
+from streaming.base.world import World
 from torch.utils.data._utils import worker as torch_worker
 
 from mixkit.stream import MixtureDataset
@@ -98,7 +99,7 @@ def play(
             of_rank = []
             for number in range(max(workers, 1)):
                 with worker_of(number, workers):
-                    of_rank.append(dataset.sample_ids())
+                    of_rank.append(dataset._batches(World.detect(), None))
             sources.append(of_rank)
     taken = []
     for turn, batch in enumerate(batches):

@@ -119,7 +119,7 @@ class DoReMi(Algorithm):
     def _begin_batch(self, state: State) -> None:
         # A batch is replayed from here after an out-of-memory, so nothing may have been committed yet.
         dataset = state.train_dataloader.dataset
-        self._step = _Step(len(self.domains), promised=dataset.shares(int(state.timestamp.batch)))
+        self._step = _Step(len(self.domains), promised=dataset.shares(dataset.published - dataset.lag))
         micro_size = state.device_train_microbatch_size
         samples = len(self._batch["input_ids"])
         self._step.global_samples = samples * dist.get_world_size()
