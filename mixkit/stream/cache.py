@@ -170,11 +170,12 @@ class Cache:
         return sum(sum(self._present(reader).values()) for reader in self._readers)
 
     def _present(self, reader: ShardReader) -> dict[int, int]:
+        # Who is fetching first: what is put in place between the two looks is then counted twice, not never.
+        fetching = reader.use.notes[:, 1].copy()
         sizes = {}
         for entry in os.scandir(reader.folder):
             with contextlib.suppress(FileNotFoundError):  # gone since
                 sizes[entry.name] = entry.stat().st_size
-        fetching = reader.use.notes[:, 1]
         present = {}
         for number, shard in enumerate(reader.shards):
             files = [info.basename for info in (shard.raw_data, shard.zip_data) if info is not None]

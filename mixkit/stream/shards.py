@@ -197,10 +197,11 @@ class ShardReader:
             raise WorldError(f"{self._paths[number]}: is missing or not of the size that index.json says")
 
     def _decompress(self, number: int) -> None:
-        # The compressed file stays: it is the source.
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self._paths[number])
-        self.stream.prepare_shard(self.shards[number])
+        # The compressed file is the source and stays; what was made of it before may be made again.
+        if os.path.exists(os.path.join(self.folder, self.shards[number].zip_data.basename)):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self._paths[number])
+            self.stream.prepare_shard(self.shards[number])
 
     def _fetch(self, number: int) -> None:
         # In a folder of its own until it is whole and validated: some downloaders write in place, and streaming

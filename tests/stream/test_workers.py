@@ -225,7 +225,8 @@ def test_nothing_is_left_however_it_ends(entries, tmp_path, start, then, sent):
     program.write_text(PROGRAM)
     before = shared_memory()
     words = [sys.executable, program, entries["alpha"]["local"], start, then]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     process.stdout.readline()
     workers = [int(number) for number in process.stdout.readline().split()]
     assert len(workers) == 2
