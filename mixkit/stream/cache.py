@@ -67,6 +67,7 @@ class UseNotes:
         if self._notes is None:
             try:
                 self._notes = self._mapped()
+                self.used_by_others()  # removes what runs that ended have left
             except OSError:
                 # Somebody else's cache that may only be read: nothing can be deleted from it, either.
                 self._notes = np.zeros((self._num_shards, 2), np.int64)
