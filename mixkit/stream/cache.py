@@ -46,6 +46,14 @@ def shared_folder(folder: str) -> str:
     return shared
 
 
+def locked(folder: str, name: str, wait: bool = True) -> FileLock:
+    """A lock among the processes that share a cached stream's folder, to be held with `with`.
+
+    Where `wait` is false and another process holds it, that raises `filelock.Timeout`.
+    """
+    return FileLock(os.path.join(shared_folder(folder), f"{name}.lock"), timeout=-1 if wait else 0, mode=0o666)
+
+
 class UseNotes:
     """When each shard of a stream was last used by this run on this node, and who is fetching it.
 
@@ -158,7 +166,7 @@ class Cache:
             yield
             return
         notes = reader.use.notes
-        with FileLock(os.path.join(shared_folder(self._readers[0].folder), "room.lock"), mode=0o666):
+        with locked(self._readers[0].folder, "room"):
             self._delete_down_to(self.limit - reader.shards[number].get_max_size())
             notes[number] = time.time_ns(), os.getpid()
         try:
@@ -166,11 +174,8 @@ class Cache:
         finally:
             notes[number, 1] = 0
 
-    def usage(self) -> int:
-        """Bytes that shards take on this node now, those on their way counted whole."""
-        return sum(sum(self._present(reader).values()) for reader in self._readers)
-
     def _present(self, reader: ShardReader) -> dict[int, int]:
+        """Shard number to the bytes that it takes on this node now; one that is on its way counts whole."""
         # Who is fetching first: what is put in place between the two looks is then counted twice, not never.
         fetching = reader.use.notes[:, 1].copy()
         sizes = {}

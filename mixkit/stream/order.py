@@ -127,16 +127,13 @@ class Order:
         key = mix_on(self._key[domain, node], pass_number, block)
         place = block * self.block_size + permute(offset, size, key)
         rows = list(zip(domain.tolist(), node.tolist(), pass_number.tolist(), place.tolist(), strict=True))
-        layouts = {(at_domain, at_node): self._layouts.get((at_domain, at_node)) for at_domain, at_node, _, _ in rows}
-        missing = {row[:3] for row in rows if (kept := layouts[row[:2]]) is None or kept[0] != row[2]}
-        if missing:
-            laid_out = self._lay_out(np.array(sorted(missing)))
+        wanted = {row[:3] for row in rows}
+        layouts = {key: kept[1:] for key in wanted if (kept := self._layouts.get(key[:2])) and kept[0] == key[2]}
+        if missing := wanted - layouts.keys():
+            layouts |= self._lay_out(np.array(sorted(missing)))
         out = np.empty_like(place)
-        for row, (at_domain, at_node, at_pass, at_place) in enumerate(rows):
-            if (at_domain, at_node, at_pass) in missing:
-                part_ends, part_firsts = laid_out[at_domain, at_node, at_pass]
-            else:
-                _, part_ends, part_firsts = layouts[at_domain, at_node]
+        for row, (*key, at_place) in enumerate(rows):
+            part_ends, part_firsts = layouts[tuple(key)]
             part = bisect_right(part_ends, at_place)
             out[row] = part_firsts[part] + at_place - (part_ends[part - 1] if part else 0)
         return out

@@ -15,17 +15,17 @@ import shutil
 import struct
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from streaming import Stream
 from streaming.base.format import get_index_basename
 from streaming.base.world import World
 
 from mixkit.errors import UserError, WorldError
-from mixkit.stream.cache import Cache, UseNotes, shared_folder
+from mixkit.stream.cache import Cache, UseNotes, locked, shared_folder
 
 _MOST_OPEN = 256
 """Shards that a process keeps mapped; each holds a file descriptor, of which 1,024 is a common limit."""
@@ -103,18 +103,12 @@ class ShardReader:
             return self.stream.get_shards(world, allow_unsafe_types=False)
         if self.stream.remote is None:
             raise UserError(f"{self.folder}: no index.json; is this a folder of MDS shards?")
-        with self._locked("index"):
+        with locked(self.folder, "index"):
             if not os.path.exists(index):
                 # What a killed run left half downloaded would be taken for the whole.
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(index + ".tmp")
             return self.stream.get_shards(world, allow_unsafe_types=False)
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, wait: bool = True) -> Iterator[None]:
-        folder = shared_folder(self.folder)
-        with FileLock(os.path.join(folder, f"{name}.lock"), timeout=-1 if wait else 0, mode=0o666):
-            yield
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -150,7 +144,7 @@ class ShardReader:
         if self._present(number):
             return True
         try:
-            with self._locked(str(number), wait):
+            with locked(self.folder, str(number), wait):
                 if not self._present(number):
                     self._make(number)
         except Timeout:
@@ -211,17 +205,17 @@ class ShardReader:
         part.local = os.path.join(shared_folder(self.folder), f"{number}.part")
         names = [info.basename for info in (shard.zip_data, shard.raw_data) if info is not None]
         try:
-            for attempt in ("with what is here", "anew"):
+            for anew in (False, True):
                 shutil.rmtree(part.local, ignore_errors=True)
                 os.makedirs(os.path.join(part.local, part.split))
-                if attempt == "with what is here" and shard.zip_data is not None:
+                if not anew and shard.zip_data is not None:
                     with contextlib.suppress(OSError):
                         os.link(os.path.join(self.folder, names[0]), os.path.join(part.local, part.split, names[0]))
                 try:
                     part.prepare_shard(shard)
                     break
                 except Exception:
-                    if attempt == "anew":
+                    if anew:
                         raise
             made = [os.path.join(part.local, part.split, name) for name in names]
             if os.path.getsize(made[-1]) != shard.raw_data.bytes:

@@ -90,25 +90,15 @@ def run(config: RunConfig, plan: RunPlan, checkpoint: str | None) -> dict[str, f
 
 
 def _train_loader(config: RunConfig, plan: RunPlan) -> Any:
-    dataset = config.train_loader.dataset
-    streams = MixtureDataset(
+    loader = config.train_loader
+    dataset = MixtureDataset(
         streams={name: Stream(**entry) for name, entry in plan.train.items()},
         scores={name: Stream(**entry) for name, entry in plan.scores.items()} if plan.scores else None,
         batch_size=config.global_train_batch_size // dist.get_world_size(),
-        shuffle=dataset.shuffle,
-        shuffle_seed=dataset.shuffle_seed,
-        shuffle_block_size=dataset.shuffle_block_size,
-        num_canonical_nodes=dataset.num_canonical_nodes,
-        lag=dataset.lag,
-        predownload=dataset.predownload,
-        cache_limit=dataset.cache_limit,
-        download_retry=dataset.download_retry,
-        download_timeout=dataset.download_timeout,
-        validate_hash=dataset.validate_hash,
-        keep_zip=dataset.keep_zip,
+        # What is drawn stands in the plan; how, under the names of the dataset's arguments.
+        **loader.dataset.model_dump(exclude={"mixture", "streams", "split"}),
     )
-    loader = config.train_loader
-    return mixture_loader(streams, loader.num_workers, loader.prefetch_factor, loader.persistent_workers)
+    return mixture_loader(dataset, **loader.model_dump(exclude={"dataset"}))
 
 
 def _evaluators(config: RunConfig, plan: RunPlan) -> list[Evaluator]:

@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader
 
 from mixkit.errors import UserError
 from mixkit.stream import MixtureDataset
+from tests.stream.worlds import place_of
 
 GLOBAL_BATCH = 8
 LAG = 4
 
 
 def world(monkeypatch, ranks, rank, nodes=1):
-    for name, value in {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks // nodes, "RANK": rank}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("LOCAL_RANK", str(rank % (ranks // nodes)))
+    for name, value in place_of(nodes, ranks // nodes, rank).items():
+        monkeypatch.setenv(name, value)
 
 
 def open_dataset(entries, ranks=1, **more):

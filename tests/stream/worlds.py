@@ -17,16 +17,21 @@ from torch.utils.data._utils import worker as torch_worker
 from mixkit.stream import MixtureDataset
 
 
-@contextlib.contextmanager
-def rank_of(nodes: int, ranks_per_node: int, rank: int) -> Iterator[None]:
-    """Be one rank of a launcher's world."""
+def place_of(nodes: int, ranks_per_node: int, rank: int) -> dict[str, str]:
+    """What a launcher puts into the environment of a rank."""
     place = {
         "WORLD_SIZE": nodes * ranks_per_node,
         "LOCAL_WORLD_SIZE": ranks_per_node,
         "RANK": rank,
         "LOCAL_RANK": rank % ranks_per_node,
     }
-    with patch.dict(os.environ, {name: str(value) for name, value in place.items()}):
+    return {name: str(value) for name, value in place.items()}
+
+
+@contextlib.contextmanager
+def rank_of(nodes: int, ranks_per_node: int, rank: int) -> Iterator[None]:
+    """Be one rank of a launcher's world."""
+    with patch.dict(os.environ, place_of(nodes, ranks_per_node, rank)):
         yield
 
 
